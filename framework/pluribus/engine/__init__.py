@@ -1,0 +1,1 @@
+"""Who runs when: the core plans steps, the thread gives it a place to run."""

@@ -1,0 +1,50 @@
+"""What can go wrong, for a program to catch and for a person to read.
+
+PluribusError
+├── ConfigError          a setting, or a combination of settings, that cannot work
+├── PluginError          a plugin that cannot be loaded, or that breaks the plugin contract
+├── CheckpointError      weights that are missing, damaged, or not the ones asked for
+├── RequestError         one request that cannot be served as it was put
+├── QueueFullError       more requests waiting than allowed; the same request may succeed later
+└── EngineError          the engine is not there: still loading, shutting down, or dead
+
+Messages say what was given, what is allowed, and which setting to change.
+"""
+
+from __future__ import annotations
+
+
+class PluribusError(Exception):
+    """Anything Pluribus refuses to do, with a message for the person who asked."""
+
+
+class ConfigError(PluribusError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class PluginError(PluribusError):
+    """A plugin that cannot be loaded, or that breaks the plugin contract."""
+
+
+class CheckpointError(PluribusError):
+    """Weights that are missing, damaged, or not the ones asked for."""
+
+
+class RequestError(PluribusError, ValueError):
+    """One request that cannot be served as it was put.
+
+    Attributes:
+        param: the field at fault, as the caller named it, or None for the whole request.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class QueueFullError(PluribusError):
+    """More requests waiting than allowed; the same request may succeed later."""
+
+
+class EngineError(PluribusError):
+    """The engine is not there: still loading, shutting down, or dead."""

@@ -1,0 +1,146 @@
+"""Where keys and values live, in two halves because two sides need it.
+
+The *ledger* counts: it sits beside the batcher, holds integers only, and decides whether a
+generation fits. The *store* holds tensors: it sits on every rank, writes what a step computes
+and attends to what is there. What the ledger promised a generation reaches the store as
+``Admission.placement``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pluribus.generation import Generation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pluribus.step import Admission, Row
+
+
+class Capability(StrEnum):
+    """What a batcher may need of a KV cache; compared before any device is touched."""
+
+    JOIN = "join"
+    """Generations may start while others are running."""
+    CHUNK = "chunk"
+    """A prompt may be computed over several steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """How large one rank's store is.
+
+    Attributes:
+        num_layers, num_heads, head_dim: what this rank computes.
+        num_slots: generations that run at once, at most.
+        max_length: tokens of one generation, at most.
+        num_tokens: tokens the store holds in all.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_slots: int
+    max_length: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Where each token of a step sits, in the order the network computes them.
+
+    Attributes:
+        slots: the slot each token belongs to, int64, [num_tokens].
+        positions: its position in that slot's text, or -1 for padding, int64, [num_tokens].
+        last: index of each row's last token, int64, [num_rows], in row order.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    last: Tensor
+
+
+class KVLedger(ABC):
+    """Who holds how much of the cache. Used by the engine's thread alone."""
+
+    @abstractmethod
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a generation of this many tokens could run if it were alone."""
+
+    @abstractmethod
+    def try_reserve(self, generation: Generation) -> bool:
+        """Reserve ``generation.max_length`` tokens, or change nothing and return False.
+
+        Sets ``generation.num_scheduled`` to the leading tokens already stored, if any.
+        """
+
+    @abstractmethod
+    def placement(self, generation: Generation) -> tuple[int, ...]:
+        """Return what the store must know of a reservation."""
+
+    @abstractmethod
+    def release(self, generation: Generation) -> None:
+        """Give back what ``try_reserve`` took."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every token is either free or held as recorded."""
+
+
+class KVStore(ABC):
+    """One rank's keys and values. A step is ``begin`` once, then ``attend`` for each layer."""
+
+    @abstractmethod
+    def admit(self, admission: Admission) -> None:
+        """Take a generation into a slot, before its first row."""
+
+    @abstractmethod
+    def evict(self, slot: int) -> None:
+        """Forget the generation in ``slot``."""
+
+    @abstractmethod
+    def begin(self, rows: Sequence[Row]) -> TokenLayout:
+        """Start a step and decide where its tokens sit."""
+
+    @abstractmethod
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store the step's keys and values, then attend causally to each row's own text.
+
+        Args:
+            layer: index of the layer on this rank.
+            query: already scaled, [num_tokens, num_heads, head_dim], in the layout's order.
+            key, value: shaped as ``query``.
+
+        Returns:
+            [num_tokens, num_heads, head_dim]; whatever at padding.
+        """
+
+
+class KVCache(ABC):
+    """Makes both halves. Constructing it must not import torch."""
+
+    Config: ClassVar[type[Any]]
+    """Dataclass of the settings in the ``cache.kv`` section, less ``name``."""
+    provides: ClassVar[frozenset[Capability]] = frozenset()
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None: ...
+
+    @property
+    @abstractmethod
+    def memory(self) -> str:
+        """The ``cache.kv.memory`` setting: ``auto``, or a size such as ``4GiB``, per rank."""
+
+    @abstractmethod
+    def ledger(self, shape: KVShape) -> KVLedger:
+        """Return the counting half."""
+
+    @abstractmethod
+    def store(self, shape: KVShape, device: torch.device, dtype: torch.dtype) -> KVStore:
+        """Return one rank's tensors, allocated."""

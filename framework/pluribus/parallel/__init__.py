@@ -1,0 +1,22 @@
+"""How a network is split over ranks, and where they run: what ships with the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pluribus.hookspecs import hookimpl
+from pluribus.interfaces import Launcher, Parallelism
+
+
+@hookimpl
+def register_parallelisms() -> Mapping[str, type[Parallelism]]:
+    from pluribus.parallel.single import SingleRank
+
+    return {"single": SingleRank}
+
+
+@hookimpl
+def register_launchers() -> Mapping[str, type[Launcher]]:
+    from pluribus.parallel.local import LocalLauncher
+
+    return {"local": LocalLauncher}

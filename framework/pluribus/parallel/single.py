@@ -1,0 +1,37 @@
+"""One rank that holds the whole network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pluribus.interfaces import ModelSpec, Parallelism, Place
+
+
+@dataclass(frozen=True, slots=True)
+class SingleRankConfig:
+    """Nothing to set."""
+
+
+class SingleRank(Parallelism):
+    """No split at all."""
+
+    Config = SingleRankConfig
+
+    def __init__(self, config: SingleRankConfig) -> None:
+        self.config = config
+
+    @property
+    def world_size(self) -> int:
+        return 1
+
+    @property
+    def tensor_size(self) -> int:
+        return 1
+
+    def check(self, spec: ModelSpec) -> None:
+        """Accept any model."""
+
+    def place(self, rank: int) -> Place:
+        from pluribus.parallel.group import TensorParallel
+
+        return Place(rank=rank, tensor=TensorParallel())

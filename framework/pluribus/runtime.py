@@ -1,0 +1,240 @@
+"""The wiring: from a configuration to parts that fit together, from parts to an engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from omegaconf import DictConfig
+
+from pluribus import config as conf
+from pluribus.engine.core import EngineCore, Observer
+from pluribus.errors import ConfigError
+from pluribus.generation import Batch, Generation
+from pluribus.interfaces import (
+    Batcher,
+    Executor,
+    KVCache,
+    KVShape,
+    Launcher,
+    Model,
+    Parallelism,
+    Progress,
+    ResponseCache,
+)
+from pluribus.plugins import (
+    BATCHER,
+    KV_CACHE,
+    LAUNCHER,
+    MODEL,
+    PARALLELISM,
+    RESPONSE_CACHE,
+    Kind,
+    Plugins,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfig:
+    """Requests that may wait beside those that run."""
+
+    max_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1:
+            raise ConfigError(f"queue.max_size must be at least 1, got {self.max_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything a configuration chose, checked against each other; no device touched yet."""
+
+    model: Model
+    parallelism: Parallelism
+    launcher: Launcher
+    batcher_class: type[Batcher]
+    batcher_config: Any
+    kv_cache: KVCache
+    response_cache: ResponseCache
+    queue: QueueConfig
+    device: str
+    dtype: str
+
+
+def assemble(config: DictConfig, plugins: Plugins) -> Parts:
+    """Choose, check and construct every part. Imports no torch; touches no device.
+
+    Raises:
+        PluginError: a plugin is broken.
+        ConfigError: a setting is wrong, or two parts do not fit.
+        CheckpointError: there is no checkpoint to serve.
+    """
+    plugins.check()
+    batcher_class, batcher_config = _choose(config, plugins, BATCHER)
+    parts = Parts(
+        batcher_class=batcher_class,
+        batcher_config=batcher_config,
+        parallelism=_make(config, plugins, PARALLELISM),
+        launcher=_make(config, plugins, LAUNCHER),
+        kv_cache=_make(config, plugins, KV_CACHE),
+        response_cache=_make(config, plugins, RESPONSE_CACHE),
+        queue=conf.section(config, "queue", QueueConfig),
+        device=_one_of(config, "device", DEVICES),
+        dtype=_one_of(config, "dtype", DTYPES),
+        model=_make(config, plugins, MODEL),
+    )
+    check_capabilities(config, parts)
+    return parts
+
+
+def check_capabilities(config: DictConfig, parts: Parts) -> None:
+    """Raise ConfigError if parts that are right by themselves do not fit together."""
+    missing = parts.batcher_class.requires - parts.kv_cache.provides
+    if missing:
+        raise ConfigError(
+            f"batcher={conf.choice(config, 'batcher')} needs a KV cache that can "
+            f"{', '.join(sorted(missing))}, which cache/kv={conf.choice(config, 'cache.kv')} "
+            "cannot: choose another cache/kv or another batcher"
+        )
+    parts.parallelism.check(parts.model.spec)
+    parts.launcher.check(parts.parallelism.world_size)
+
+
+class PluginObserver(Observer):
+    """Hands what the engine does on to the plugins that observe."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._hook = plugins.hook
+
+    def step_finished(self, batch: Batch, seconds: float) -> None:
+        self._notify(self._hook.step_finished, batch=batch, seconds=seconds)
+
+    def generation_finished(self, generation: Generation) -> None:
+        self._notify(self._hook.generation_finished, generation=generation)
+
+    def _notify(self, hook: Any, **arguments: object) -> None:
+        for implementation in hook.get_hookimpls():
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception:
+                logger.exception("plugin %r failed in %s", implementation.plugin_name, hook.name)
+
+
+def start(parts: Parts, plugins: Plugins, progress: Progress) -> EngineCore:
+    """Launch the ranks, load the weights and return the engine, ready to step.
+
+    Raises:
+        CheckpointError: the weights cannot be loaded.
+        ConfigError: the device is not there, or the KV cache does not fit.
+    """
+    start_rank = partial(_start_rank, parts, progress)
+    executor = parts.launcher.launch(start_rank, parts.parallelism.world_size)
+    ledger = parts.kv_cache.ledger(executor.kv_shape)
+    return EngineCore(
+        batcher=parts.batcher_class(parts.batcher_config, ledger),
+        ledger=ledger,
+        executor=executor,
+        eos_token_ids=frozenset(parts.model.spec.eos_token_ids),
+        observer=PluginObserver(plugins),
+    )
+
+
+def _start_rank(parts: Parts, progress: Progress, rank: int) -> Executor:
+    """Make one rank's worker, in the rank's process."""
+    import torch
+
+    from pluribus.worker import Worker
+
+    spec = parts.model.spec
+    device = _device(parts.device)
+    dtype = _dtype(parts.dtype, spec.dtype, device)
+    place = parts.parallelism.place(rank)
+    with torch.inference_mode():
+        network = parts.model.load(place, device, dtype, progress)
+        shape = _kv_shape(parts, device, dtype)
+        store = parts.kv_cache.store(shape, device, dtype)
+    return Worker(network, store, spec, shape, device)
+
+
+def _kv_shape(parts: Parts, device: torch.device, dtype: torch.dtype) -> KVShape:
+    from pluribus.memory import num_kv_tokens
+    from pluribus.units import format_bytes
+
+    spec = parts.model.spec
+    num_slots: int = parts.batcher_config.max_batch_size
+    num_heads = spec.num_heads // parts.parallelism.tensor_size
+    bytes_per_token = 2 * spec.num_layers * num_heads * spec.head_dim * dtype.itemsize
+    num_tokens = num_kv_tokens(
+        parts.kv_cache.memory,
+        device=device,
+        bytes_per_token=bytes_per_token,
+        wanted=num_slots * spec.max_length,
+        needed=spec.max_length,
+    )
+    logger.info(
+        "KV cache on %s: %d tokens, %d generations of full length, %s",
+        device,
+        num_tokens,
+        num_tokens // spec.max_length,
+        format_bytes(num_tokens * bytes_per_token),
+    )
+    return KVShape(
+        num_layers=spec.num_layers,
+        num_heads=num_heads,
+        head_dim=spec.head_dim,
+        num_slots=num_slots,
+        max_length=spec.max_length,
+        num_tokens=num_tokens,
+    )
+
+
+def _device(setting: str) -> torch.device:
+    import torch
+
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch sees no CUDA device here; choose device=cpu")
+    return torch.device(setting)
+
+
+def _dtype(setting: str, stored: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    name = setting
+    if setting == "auto":
+        name = "float32" if device.type == "cpu" else stored
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _choose(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> tuple[type[T], Any]:
+    cls = plugins.find(kind, conf.choice(config, kind.section))
+    return cls, conf.section(config, kind.section, cls.Config)  # type: ignore[attr-defined]
+
+
+def _make(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> T:
+    cls, settings = _choose(config, plugins, kind)
+    make: Callable[[Any], T] = cls
+    return make(settings)
+
+
+def _one_of(config: DictConfig, key: str, allowed: tuple[str, ...]) -> str:
+    value = config.get(key)
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got {value!r}")
+    return str(value)

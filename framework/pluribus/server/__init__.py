@@ -1,0 +1,1 @@
+"""HTTP: what clients may send, what they get back, and how the server starts and stops."""

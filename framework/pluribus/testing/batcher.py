@@ -1,0 +1,192 @@
+"""What every batcher must do."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pluribus.generation import Batch, Generation, SamplingParams
+from pluribus.interfaces import Batcher, KVLedger
+from pluribus.testing.fakes import RoomFor, generation, run_step
+from pluribus.testing.machine import run_machine
+
+NUM_TOKENS = 40
+
+prompts = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple)
+max_tokens = st.integers(1, 5)
+sampling = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.7, 1.0]),
+    top_k=st.sampled_from([0, 5]),
+    top_p=st.sampled_from([0.9, 1.0]),
+)
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    """A random engine: does to a batcher what the engine may do, and checks every answer.
+
+    Subclass it to check more: ``check_batch`` sees every batch before it runs.
+
+    Attributes:
+        waiting: added and not run yet, in order of arrival.
+        running: have run and have not finished, in the order they first ran.
+        under_way: for each step submitted and not read, whose tokens it will bring.
+    """
+
+    def __init__(self, make: Callable[[KVLedger], Batcher], max_batch_size: int) -> None:
+        super().__init__()
+        self.ledger = RoomFor(NUM_TOKENS)
+        self.batcher = make(self.ledger)
+        self.max_batch_size = max_batch_size
+        self.lookahead = 0
+        self.waiting: list[Generation] = []
+        self.running: list[Generation] = []
+        self.under_way: deque[list[Generation]] = deque()
+        self.num_added = 0
+
+    def check_batch(self, batch: Batch, joining: list[Generation]) -> None:
+        """Raise AssertionError unless the batch keeps the rules; ``joining`` have not run yet."""
+        running = self.running + joining
+        assert len(running) <= self.max_batch_size, "more run at once than allowed"
+        assert joining == self.waiting[: len(joining)], "somebody overtook"
+        for member, num_tokens in batch.num_tokens.items():
+            assert member in running, f"{member.id} was never added, or is finished"
+            assert member in self.ledger.held, f"{member.id} runs without a reservation"
+            assert 1 <= num_tokens <= member.num_unscheduled
+
+    @initialize(lookahead=st.integers(0, 2))
+    def choose_lookahead(self, lookahead: int) -> None:
+        self.lookahead = lookahead
+
+    @rule(sizes=st.lists(st.tuples(prompts, max_tokens), min_size=1, max_size=4), alike=sampling)
+    def add(self, sizes: list[tuple[tuple[int, ...], int]], alike: SamplingParams) -> None:
+        for prompt, most in sizes:
+            self.num_added += 1
+            params = replace(alike, max_tokens=most)
+            added = generation(self.num_added, prompt=prompt, params=params)
+            self.batcher.add(added)
+            self.waiting.append(added)
+
+    @precondition(lambda self: len(self.under_way) <= self.lookahead)
+    @rule()
+    def submit_step(self) -> None:
+        batch = self.batcher.next_batch()
+        if batch is None:
+            is_idle = not self.waiting and not self.running
+            assert is_idle or self.under_way, "there is work, but nothing runs"
+            return
+        assert len(batch), "a batch of nobody"
+        joining = [member for member in batch.num_tokens if member not in self.running]
+        self.check_batch(batch, joining)
+        self.running += joining
+        del self.waiting[: len(joining)]
+        for member, num_tokens in batch.num_tokens.items():
+            member.num_scheduled += num_tokens
+        sampling = [m for m in batch.num_tokens if m.num_scheduled >= len(m.prompt)]
+        self.under_way.append(sampling)
+
+    @precondition(lambda self: self.under_way)
+    @rule(stopping=st.sets(st.integers(0, 3), max_size=2))
+    def read_tokens(self, stopping: set[int]) -> None:
+        for row, member in enumerate(self.under_way.popleft()):
+            if member not in self.running:
+                continue  # finished while the step was under way
+            member.tokens.append(0)
+            if row in stopping or len(member.tokens) == member.params.max_tokens:
+                self._finish(member)
+
+    @precondition(lambda self: self.waiting or self.running)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self._finish(data.draw(st.sampled_from(self.running + self.waiting)))
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        assert self.batcher.num_waiting == len(self.waiting)
+        assert self.batcher.num_running == len(self.running)
+
+    @invariant()
+    def only_the_living_hold_cache(self) -> None:
+        self.ledger.check_integrity()
+        gone = self.ledger.held - {*self.waiting, *self.running}
+        assert not gone, "somebody who ended still holds cache"
+
+    def teardown(self) -> None:
+        if sys.exception() is None:  # else what failed says more
+            self._run_to_the_end()
+
+    def _run_to_the_end(self) -> None:
+        work = sum(member.max_length for member in self.waiting + self.running)
+        for _ in range(10 * work):  # ten times over, for batchers that preempt
+            while self.under_way:
+                self.read_tokens(set())
+            self.submit_step()
+        assert not self.waiting, "somebody never ran"
+        assert not self.running, "somebody never finished"
+        self.only_the_living_hold_cache()
+
+    def _finish(self, member: Generation) -> None:
+        self.batcher.finish(member)
+        queue = self.running if member in self.running else self.waiting
+        queue.remove(member)
+
+
+class BatcherContract(ABC):
+    """Subclass in a batcher's tests and return it from ``make``.
+
+    Attributes:
+        max_batch_size: what ``make`` must set.
+        machine: a subclass of BatcherMachine checks more than the contract.
+        settings: for hypothesis.
+    """
+
+    max_batch_size: ClassVar[int] = 3
+    machine: ClassVar[type[BatcherMachine]] = BatcherMachine
+    settings: ClassVar[hypothesis.settings] = hypothesis.settings(deadline=None)
+
+    @abstractmethod
+    def make(self, ledger: KVLedger) -> Batcher:
+        """Return a batcher that runs ``max_batch_size`` generations at once, at most."""
+
+    def test_nothing_runs_when_nothing_waits(self) -> None:
+        assert self.make(RoomFor(100)).next_batch() is None
+
+    @pytest.mark.parametrize("admitted", [True, False], ids=["running", "waiting"])
+    def test_finishing_gives_the_cache_back(self, admitted: bool) -> None:
+        ledger = RoomFor(100)
+        batcher = self.make(ledger)
+        batcher.add(only := generation())
+        if admitted:
+            assert run_step(batcher) == [only.id]
+        batcher.finish(only)
+        assert ledger.room == 100
+        assert batcher.next_batch() is None
+
+    def test_nobody_overtakes_while_the_cache_is_full(self) -> None:
+        small, large = generation(1), generation(2, prompt=(2,) * 8)
+        batcher = self.make(RoomFor(large.max_length))
+        for member in (small, large, generation(3)):
+            batcher.add(member)
+        assert run_step(batcher) == [1]
+        batcher.finish(small)
+        assert run_step(batcher) == [2]
+
+    def test_the_last_token_is_scheduled_once(self) -> None:
+        batcher = self.make(RoomFor(100))
+        batcher.add(only := generation())
+        while only.num_unscheduled:
+            assert run_step(batcher) == [only.id]
+        assert batcher.next_batch() is None
+        assert batcher.num_running == 1
+
+    def test_every_promise_whatever_happens(self) -> None:
+        run_machine(lambda: self.machine(self.make, self.max_batch_size), self.settings)

@@ -1,0 +1,121 @@
+"""What every KV cache must do: a ledger that counts right, and a store that keeps its word."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pluribus.generation import Generation, SamplingParams
+from pluribus.interfaces import KVCache, KVShape
+from pluribus.testing.kv_store import StoreMachine, prompts
+from pluribus.testing.machine import run_machine
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Reserves and releases at random."""
+
+    def __init__(self, cache: KVCache, shape: KVShape) -> None:
+        super().__init__()
+        self.num_tokens = shape.num_tokens
+        self.ledger = cache.ledger(shape)
+        self.held: list[Generation] = []
+        self.num_made = 0
+
+    @rule(prompt=prompts, max_tokens=st.integers(1, 20))
+    def reserve(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+        self.num_made += 1
+        params = SamplingParams(max_tokens=max_tokens)
+        generation = Generation(id=self.num_made, prompt=prompt, params=params)
+        reserved = self.ledger.try_reserve(generation)
+        if not self.held:
+            assert reserved == self.ledger.fits(generation.max_length), "alone, it has to fit"
+        if reserved:
+            self.held.append(generation)
+            assert generation.num_scheduled < len(prompt), "nothing left to sample from"
+            assert all(type(number) is int for number in self.ledger.placement(generation))
+
+    @rule()
+    def run(self) -> None:
+        for generation in self.held:
+            generation.num_scheduled = max(generation.num_scheduled, len(generation.prompt))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        released = data.draw(st.sampled_from(self.held))
+        self.held.remove(released)
+        self.ledger.release(released)
+
+    @invariant()
+    def ledger_adds_up(self) -> None:
+        self.ledger.check_integrity()
+
+    def teardown(self) -> None:
+        if sys.exception() is None:  # else what failed says more
+            self._release_all()
+
+    def _release_all(self) -> None:
+        for generation in self.held:
+            self.ledger.release(generation)
+            self.ledger.check_integrity()
+        self.held.clear()
+        largest = max(n for n in range(1, self.num_tokens + 1) if self.ledger.fits(n))
+        self.reserve((0,), largest - 1)
+        assert self.held, "room was lost"
+
+
+class KVCacheContract(ABC):
+    """Subclass in a KV cache's tests and return it from ``make``.
+
+    Attributes:
+        shape, device, dtype: of the store that is tried.
+        tolerance: how far it may be from the reference, absolute and relative.
+        settings: for hypothesis.
+    """
+
+    shape: ClassVar[KVShape] = KVShape(
+        num_layers=2, num_heads=2, head_dim=4, num_slots=4, max_length=13, num_tokens=40
+    )
+    device: ClassVar[torch.device] = torch.device("cpu")
+    dtype: ClassVar[torch.dtype] = torch.float32
+    tolerance: ClassVar[float] = 1e-5
+    settings: ClassVar[hypothesis.settings] = hypothesis.settings(
+        deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+    @abstractmethod
+    def make(self) -> KVCache:
+        """Return the cache."""
+
+    def test_what_fits_is_at_most_what_there_is(self) -> None:
+        ledger = self.make().ledger(self.shape)
+        assert ledger.fits(1)
+        assert ledger.fits(self.shape.max_length)
+        assert not ledger.fits(self.shape.num_tokens + 1)
+
+    def test_the_ledger_adds_up_whatever_happens(self) -> None:
+        run_machine(lambda: LedgerMachine(self.make(), self.shape), self.settings)
+
+    def test_the_store_attends_as_the_reference_does(self) -> None:
+        with _one_thread():
+            run_machine(lambda: StoreMachine(self), self.settings)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on a busy machine, tiny tensors only wait for a second one."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

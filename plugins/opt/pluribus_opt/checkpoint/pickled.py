@@ -1,0 +1,207 @@
+"""Files written by ``torch.save``, read without executing anything.
+
+A pickle is a program that may name any function and call it. Here the few names that describe
+tensors are answered by our own methods; every other becomes an inert placeholder, and nothing
+is imported on the file's behalf.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from pluribus.errors import CheckpointError
+from pluribus_opt.checkpoint.mapped import MappedFile
+
+_STORAGES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+}
+
+
+class Inert:
+    """Stands for whatever a pickle names that is no tensor: accepts everything, does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    def __call__(self, *args: object, **kwargs: object) -> Inert:
+        return self
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def add(self, item: object) -> None: ...
+
+    def append(self, item: object) -> None: ...
+
+    def extend(self, items: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Numbers that tensors are views of, by the name that the file gives them."""
+
+    key: str
+    dtype: torch.dtype
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A tensor as a pickle describes it: a view of a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def over(self, memory: torch.UntypedStorage) -> Tensor:
+        """Return the tensor, ``memory`` being its storage."""
+        empty = torch.empty(0, dtype=self.storage.dtype)
+        return empty.set_(memory, self.offset, self.shape, self.stride)
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Reads descriptions of tensors, and notes the storages they are views of."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self.storages: dict[str, Storage] = {}
+        # Bound methods, because a pickle may set attributes on a plain function.
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = self._known.get((module, name))
+        return type(name, (Inert,), {"__module__": module}) if known is None else known
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, num_elements, *view = pid
+        if kind != "storage" or any(view):
+            raise pickle.UnpicklingError(f"it refers to a {kind} outside the pickle")
+        storage = Storage(key, dtype, num_elements * dtype.itemsize)
+        return self.storages.setdefault(key, storage)
+
+    def _tensor(
+        self,
+        storage: Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        *_: object,
+    ) -> PickledTensor:
+        return PickledTensor(storage, offset, shape, stride)
+
+    def _parameter(self, data: PickledTensor, *_: object) -> PickledTensor:
+        return data
+
+
+def read_archive(file: Path) -> Mapping[str, object]:
+    """Return the entries of a file that ``torch.save`` wrote, tensors mapped."""
+    try:
+        with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
+            return _read_archive(archive, stream, MappedFile(file))
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise _unreadable(file, error) from error
+
+
+def read_legacy(file: Path) -> Mapping[str, object]:
+    """Return the entries of a file that ``torch.save`` wrote before torch 1.6, tensors mapped."""
+    try:
+        with file.open("rb") as stream:
+            return _read_legacy(stream, MappedFile(file))
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise _unreadable(file, error) from error
+
+
+def _read_archive(
+    archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFile
+) -> Mapping[str, object]:
+    """Read a zip of one pickle, ``NAME/data.pkl``, and the storages, ``NAME/data/KEY``."""
+    root = next((n.removesuffix("data.pkl") for n in archive.namelist() if _is_data(n)), None)
+    if root is None:
+        return {}
+    start, size = _extent(archive, stream, f"{root}data.pkl")
+    stream.seek(start)
+    entries = _entries(InertUnpickler(BytesIO(stream.read(size))).load())
+    starts = {key: _extent(archive, stream, f"{root}data/{key}")[0] for key in _keys(entries)}
+    return _map(entries, memory, starts)
+
+
+def _is_data(member: str) -> bool:
+    return member.endswith("/data.pkl") and member.count("/") == 1
+
+
+def _extent(archive: zipfile.ZipFile, stream: IO[bytes], member: str) -> tuple[int, int]:
+    """Return where a member's bytes start in the file, and how many they are."""
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member} is compressed")
+    stream.seek(info.header_offset)
+    header = stream.read(30)
+    name_length, extra_length = struct.unpack("<HH", header[26:])
+    return info.header_offset + len(header) + name_length + extra_length, info.file_size
+
+
+def _read_legacy(stream: IO[bytes], memory: MappedFile) -> Mapping[str, object]:
+    """Read pickles one after another, then the storages, each after its number of elements."""
+    for _ in ("magic number", "protocol", "system"):
+        InertUnpickler(stream).load()
+    unpickler = InertUnpickler(stream)
+    entries = _entries(unpickler.load())
+    keys: list[str] = InertUnpickler(stream).load()
+    starts: dict[str, int] = {}
+    start = stream.tell()
+    for key in keys:
+        starts[key] = start + 8
+        start += 8 + unpickler.storages[key].num_bytes
+    return _map(entries, memory, starts)
+
+
+def _entries(content: object) -> Mapping[str, object]:
+    """Return the named tensors: all that there is, or what a trainer put under ``model``."""
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    return content if isinstance(content, dict) else {}
+
+
+def _keys(entries: Mapping[str, object]) -> set[str]:
+    return {e.storage.key for e in entries.values() if isinstance(e, PickledTensor)}
+
+
+def _map(
+    entries: Mapping[str, object], memory: MappedFile, starts: Mapping[str, int]
+) -> Mapping[str, object]:
+    mapped = dict(entries)
+    for name, entry in entries.items():
+        if isinstance(entry, PickledTensor):
+            storage = entry.storage
+            mapped[name] = entry.over(memory.part(starts[storage.key], storage.num_bytes))
+    return mapped
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} is damaged or not what torch.save writes: {error}")

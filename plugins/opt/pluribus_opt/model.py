@@ -1,0 +1,188 @@
+"""OPT as a plugin: which checkpoint, which architecture, which tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pluribus import ConfigError, Model, ModelSpec
+from pluribus.tokenizer import FileTokenizer
+from pluribus_opt import checkpoint
+from pluribus_opt.config import SIZES, OPTConfig
+from pluribus_opt.random_weights import RandomSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from pluribus import Network, Place, Progress
+    from pluribus_opt.checkpoint import Source
+
+RANDOM = "random"
+DEFAULT_TOKENIZER = "facebook/opt-125m"
+
+_FIXED_BY_SIZE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "ffn_dim",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "word_embed_proj_dim",
+    "do_layer_norm_before",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPTModelConfig:
+    """The ``model`` section.
+
+    Attributes:
+        checkpoint: a folder, a file, a Hugging Face repo id, a bundled model's name, or
+            ``random``.
+        size: the architecture of a checkpoint that does not say, such as ``opt-30b``.
+        config: path of a config.json that does so instead.
+        tokenizer: a folder or repo id, instead of the checkpoint's own.
+        revision: branch, tag or commit of a repo.
+    """
+
+    checkpoint: str | None = None
+    size: str | None = None
+    config: str | None = None
+    tokenizer: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size not in SIZES:
+            raise ConfigError(
+                f"model.size must be null or one of {', '.join(SIZES)}; got {self.size!r}"
+            )
+
+
+class OPTModel(Model):
+    """Meta's OPT, of any size, and whatever shares its architecture."""
+
+    Config = OPTModelConfig
+
+    def __init__(self, config: OPTModelConfig) -> None:
+        self._source = _find(config)
+        self._architecture = _architecture(config, self._source)
+        self._tokenizer = _tokenizer(config, self._source, self._architecture)
+        self._name = config.size or Path(str(config.checkpoint)).resolve().name
+
+    @property
+    def spec(self) -> ModelSpec:
+        architecture = self._architecture
+        is_random = isinstance(self._source, RandomSource)
+        return ModelSpec(
+            name=self._name,
+            num_layers=architecture.num_hidden_layers,
+            hidden_size=architecture.hidden_size,
+            num_heads=architecture.num_attention_heads,
+            head_dim=architecture.head_dim,
+            vocab_size=architecture.vocab_size,
+            num_token_ids=self._tokenizer.num_token_ids,
+            max_length=architecture.max_position_embeddings,
+            eos_token_ids=architecture.eos_token_ids,
+            pad_token_id=architecture.pad_token_id,
+            dtype=architecture.dtype,
+            num_parameters=architecture.num_parameters,
+            notes=("random weights: model.checkpoint=random",) if is_random else (),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        parts = (repr(self._architecture), self._source.fingerprint, self._tokenizer.digest)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def tokenizer(self) -> FileTokenizer:
+        return self._tokenizer
+
+    def load(
+        self, place: Place, device: torch.device, dtype: torch.dtype, progress: Progress
+    ) -> Network:
+        from pluribus_opt.decoder import OPTDecoder
+
+        decoder = OPTDecoder.empty(self._architecture, place.tensor, device, dtype)
+        self._source.open().read_into(list(decoder.parts()), progress)
+        return decoder
+
+
+def _find(config: OPTModelConfig) -> Source | RandomSource:
+    if config.checkpoint is None:
+        raise ConfigError(
+            "model.checkpoint is not set: give a folder, a file or a Hugging Face repo id, "
+            f"or model.checkpoint={RANDOM} to try speed and memory on random weights"
+        )
+    if config.checkpoint == RANDOM:
+        return RandomSource()
+    return checkpoint.resolve(config.checkpoint, config.revision)
+
+
+def _architecture(config: OPTModelConfig, source: Source | RandomSource) -> OPTConfig:
+    described = _described(config, source)
+    if config.size is None:
+        if described is None:
+            raise ConfigError(
+                f"{source.where}: nothing here says what the architecture is; set model.size to "
+                f"one of {', '.join(SIZES)}, or model.config to the path of a config.json"
+            )
+        return described
+    if described is None:
+        return SIZES[config.size]
+    _check_size(config.size, described, config.config or str(source.config_where))
+    return described
+
+
+def _described(config: OPTModelConfig, source: Source | RandomSource) -> OPTConfig | None:
+    if config.config is None:
+        if source.config is None:
+            return None
+        return OPTConfig.from_json(source.config, str(source.config_where))
+    if source.config is not None:
+        raise ConfigError(
+            f"model.config={config.config} is for checkpoints that have no config.json, "
+            f"but there is {source.config_where}; set model.config=null"
+        )
+    return OPTConfig.from_json(_read_json(config.config), config.config)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.config={path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.config={path}: must hold a JSON object")
+    return content
+
+
+def _check_size(size: str, described: OPTConfig, where: str) -> None:
+    differences = [
+        f"{name} is {theirs} there and {ours} in {size}"
+        for name in _FIXED_BY_SIZE
+        if (theirs := getattr(described, name)) != (ours := getattr(SIZES[size], name))
+    ]
+    if differences:
+        raise ConfigError(
+            f"model.size={size} contradicts {where}: {', '.join(differences)}; "
+            "set model.size=null to take the architecture from there"
+        )
+
+
+def _tokenizer(
+    config: OPTModelConfig, source: Source | RandomSource, architecture: OPTConfig
+) -> FileTokenizer:
+    folder = None if config.tokenizer else source.tokenizer_folder
+    if folder is None:
+        folder = checkpoint.fetch_tokenizer(config.tokenizer or DEFAULT_TOKENIZER, None)
+    tokenizer = FileTokenizer.from_folder(folder, architecture.bos_token_id)
+    if tokenizer.num_token_ids > architecture.vocab_size:
+        raise ConfigError(
+            f"{folder}: this tokenizer has {tokenizer.num_token_ids} ids, but the model has "
+            f"vocab_size={architecture.vocab_size}; set model.tokenizer to the one that the "
+            "model was trained with"
+        )
+    return tokenizer

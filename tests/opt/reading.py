@@ -1,0 +1,100 @@
+"""Our decoder, filled from tensors and read with step by step; needs no transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pluribus.parallel.group import TensorParallel
+from pluribus.step import Admission, Row
+from pluribus.testing.reference import ReferenceKVStore
+from pluribus_opt.config import OPTConfig
+from pluribus_opt.decoder import OPTDecoder
+from pluribus_opt.parts import Part
+
+
+def fill(parts: Iterable[Part], tensors: Mapping[str, Tensor]) -> None:
+    """Copy every part's piece to where it goes."""
+    for part in parts:
+        assert tensors[part.name].shape == part.shape
+        part.target.copy_(tensors[part.name][part.index])
+
+
+def decoder(
+    config: OPTConfig,
+    tensors: Mapping[str, Tensor],
+    tp: TensorParallel | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> OPTDecoder:
+    """Return our decoder on the CPU, filled."""
+    network = OPTDecoder.empty(config, tp or TensorParallel(), torch.device("cpu"), dtype)
+    for parameter in network.parameters():
+        parameter.fill_(math.nan)  # what stays unfilled must not matter
+    fill(network.parts(), tensors)
+    return network
+
+
+class Reading:
+    """Texts that a decoder reads over several steps, each in its own slot."""
+
+    def __init__(self, network: OPTDecoder, texts: Sequence[Sequence[int]]) -> None:
+        self.network = network
+        self.texts = [list(text) for text in texts]
+        self.num_read = [0] * len(texts)
+        self.store = ReferenceKVStore()
+        for slot, text in enumerate(self.texts):
+            self.store.admit(_admission(slot, text))
+
+    def step(self, num_tokens: Mapping[int, int]) -> Tensor:
+        """Read on in some of the texts; return the logits after each, by row."""
+        rows = [
+            Row(slot, self.num_read[slot], count, samples=True)
+            for slot, count in num_tokens.items()
+        ]
+        layout = self.store.begin(rows)
+        tokens = [
+            token for row in rows for token in self.texts[row.slot][row.start :][: row.num_tokens]
+        ]
+        for row in rows:
+            self.num_read[row.slot] += row.num_tokens
+        logits: Tensor = self.network(
+            torch.tensor(tokens), layout.positions, self.store, layout.last
+        )
+        return logits
+
+
+def _admission(slot: int, prompt: Sequence[int]) -> Admission:
+    return Admission(
+        slot=slot,
+        prompt=tuple(prompt),
+        max_length=len(prompt) + 1,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        placement=(),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Texts to read, each whole and then one token more, and with what."""
+
+    config: OPTConfig
+    tensors: Mapping[str, Tensor]
+    texts: Sequence[Sequence[int]]
+
+
+def read_cases(tp: TensorParallel, cases: Mapping[str, Case]) -> dict[str, Tensor]:
+    """Return each case's logits before and after the last token of every text."""
+    return {name: _read(tp, case) for name, case in cases.items()}
+
+
+def _read(tp: TensorParallel, case: Case) -> Tensor:
+    reading = Reading(decoder(case.config, case.tensors, tp), case.texts)
+    before = reading.step({slot: len(text) - 1 for slot, text in enumerate(case.texts)})
+    return torch.stack([before, reading.step(dict.fromkeys(range(len(case.texts)), 1))])

@@ -1,0 +1,163 @@
+"""The decoder against transformers', for every variant, however a text is cut into steps."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import OPTConfig as HuggingFaceConfig
+from transformers import OPTForCausalLM
+
+from opt.ranks import run_on_ranks
+from opt.reading import Case, Reading, decoder, read_cases
+from opt.variants import VARIANTS, architecture, canonical, hugging_face
+from pluribus.parallel.group import TensorParallel
+from pluribus.step import Row
+from pluribus_opt.config import SIZES, OPTConfig
+from pluribus_opt.decoder import OPTDecoder
+
+TEXT = [2, 50, 7, 91, 33, 33, 4, 68, 12, 29, 5]
+TEXTS = [TEXT, [2], [2, 11, 80, 3, 45]]
+LONGER_TEXTS = [TEXT, TEXT[:6], [2, 80]]
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@cache
+def theirs(variant: str) -> OPTForCausalLM:
+    return hugging_face(variant)
+
+
+@cache
+def ours(variant: str) -> OPTDecoder:
+    return decoder(architecture(theirs(variant)), canonical(theirs(variant)))
+
+
+def expected(variant: str, text: list[int]) -> Tensor:
+    """Return transformers' logits after every token of ``text``."""
+    return _expected(variant, tuple(text))
+
+
+@cache
+def _expected(variant: str, text: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = theirs(variant)(torch.tensor([text])).logits[0]
+    return logits
+
+
+def assert_same(actual: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
+
+
+@every_variant
+def test_a_prompt_computed_at_once(variant: str) -> None:
+    assert_same(Reading(ours(variant), [TEXT]).step({0: len(TEXT)}), expected(variant, TEXT)[-1:])
+
+
+@every_variant
+def test_a_text_computed_token_by_token(variant: str) -> None:
+    reading = Reading(ours(variant), [TEXT])
+    logits = torch.cat([reading.step({0: 1}) for _ in TEXT])
+    assert_same(logits, expected(variant, TEXT))
+
+
+@every_variant
+def test_a_prompt_computed_in_chunks(variant: str) -> None:
+    reading = Reading(ours(variant), [TEXT])
+    logits = torch.cat([reading.step({0: count}) for count in (4, 1, 6)])
+    assert_same(logits, expected(variant, TEXT)[[3, 4, 10]])
+
+
+@every_variant
+def test_several_texts_in_one_step_are_as_each_alone(variant: str) -> None:
+    logits = Reading(ours(variant), TEXTS).step({i: len(text) for i, text in enumerate(TEXTS)})
+    assert_same(logits, torch.stack([expected(variant, text)[-1] for text in TEXTS]))
+
+
+@every_variant
+def test_several_texts_in_one_step_are_as_transformers_left_padded_batch(variant: str) -> None:
+    width = max(map(len, TEXTS))
+    padded = torch.tensor([[1] * (width - len(text)) + text for text in TEXTS])
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in TEXTS])
+    with torch.inference_mode():
+        batch = theirs(variant)(padded, attention_mask=mask).logits[:, -1]
+    logits = Reading(ours(variant), TEXTS).step({i: len(text) for i, text in enumerate(TEXTS)})
+    assert_same(logits, batch)
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_logits_do_not_depend_on_how_texts_are_cut_into_steps(data: st.DataObject) -> None:
+    reading = Reading(ours("pre-norm"), TEXTS)
+    left = {slot: len(text) for slot, text in enumerate(TEXTS)}
+    while left:
+        slots = data.draw(st.lists(st.sampled_from(sorted(left)), min_size=1, unique=True))
+        plan = {slot: data.draw(st.integers(1, left[slot])) for slot in slots}
+        logits = reading.step(plan)
+        ends = [(TEXTS[slot], reading.num_read[slot] - 1) for slot in plan]
+        assert_same(logits, torch.stack([expected("pre-norm", text)[end] for text, end in ends]))
+        left = {slot: n for slot, count in left.items() if (n := count - plan.get(slot, 0))}
+
+
+def test_logits_are_those_at_last_in_its_order() -> None:
+    store = Reading(ours("pre-norm"), [TEXT]).store
+    layout = store.begin([Row(0, 0, len(TEXT), samples=True)])
+    last = torch.tensor([7, 2])
+    logits = ours("pre-norm")(torch.tensor(TEXT), layout.positions, store, last)
+    assert_same(logits, expected("pre-norm", TEXT)[last])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_close_to_single(dtype: torch.dtype) -> None:
+    model = theirs("pre-norm")
+    half = decoder(architecture(model), canonical(model), dtype=dtype)
+    logits = Reading(half, [TEXT]).step({0: len(TEXT)})
+    assert logits.dtype == dtype
+    wanted = expected("pre-norm", TEXT)[-1:]
+    torch.testing.assert_close(logits.float(), wanted, atol=0.05 * wanted.std().item(), rtol=0)
+
+
+def test_parameters_take_no_gradient() -> None:
+    assert not any(parameter.requires_grad for parameter in ours("pre-norm").parameters())
+
+
+@pytest.fixture(scope="module")
+def logits_of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    cases = {
+        name: Case(architecture(theirs(name)), canonical(theirs(name)), LONGER_TEXTS)
+        for name in VARIANTS
+    }
+    return run_on_ranks(2, read_cases, cases, tmp_path_factory.mktemp("ranks"))
+
+
+@every_variant
+def test_two_ranks_are_as_one(variant: str, logits_of_two_ranks: list[dict[str, Tensor]]) -> None:
+    wanted = [expected(variant, text)[-2:] for text in LONGER_TEXTS]
+    for logits in logits_of_two_ranks:
+        assert_same(logits[variant], torch.stack(wanted, dim=1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_transformers_tensors(size: str) -> None:
+    config = SIZES[size]
+    with torch.device("meta"):
+        network = OPTDecoder(config, TensorParallel())
+        reference = OPTForCausalLM(_hugging_face_config(config))
+    shapes = {name: tuple(tensor.shape) for name, tensor in canonical(reference).items()}
+    assert {part.name: part.shape for part in network.parts()} == shapes
+    assert sum(p.numel() for p in network.parameters()) == config.num_parameters
+
+
+def _hugging_face_config(config: OPTConfig) -> HuggingFaceConfig:
+    return HuggingFaceConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        ffn_dim=config.ffn_dim,
+        num_attention_heads=config.num_attention_heads,
+        word_embed_proj_dim=config.word_embed_proj_dim,
+        do_layer_norm_before=config.do_layer_norm_before,
+    )
