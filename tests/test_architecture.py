@@ -26,7 +26,13 @@ HOOKS = {
     for name, spec in vars(hookspecs).items()
     if hasattr(spec, "pluribus_spec")
 }
-ROOT_CONFIGS = {"serve": (), "generate": ("prompt=hello",)}
+ROOT_CONFIGS = {
+    "serve": (),
+    "generate": ("prompt=hello",),
+    "bench": (),
+    "convert": ("to=folder",),
+    "verify": (),
+}
 CHOICES = sorted(
     f"{path.parent.relative_to(CONF).as_posix()}={path.stem}" for path in CONF.glob("*/**/*.yaml")
 )

@@ -22,7 +22,8 @@ README = (ROOT / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8020"
 EXAMPLE = ROOT / "examples" / "pluribus-convoy"
 DOCUMENTS = [
-    ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/plugins.md")
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
 
 

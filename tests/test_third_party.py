@@ -54,7 +54,7 @@ def test_its_choice_is_among_those_offered(env: dict[str, str]) -> None:
         text=True,
     )
     assert refusal.returncode != 0
-    assert "Available options in 'batcher':\n\tbucket\n\tconvoy\n" in refusal.stderr
+    assert "\n\tbucket\n\tcontinuous\n\tconvoy\n\tfair\n" in refusal.stderr
 
 
 def test_its_settings_are_checked(env: dict[str, str]) -> None:

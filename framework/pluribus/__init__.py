@@ -17,7 +17,7 @@ from pluribus.errors import (
     QueueFullError,
     RequestError,
 )
-from pluribus.generation import Batch, FinishReason, Generation, SamplingParams
+from pluribus.generation import Batch, FinishReason, Generation, SamplingParams, TokenLogprobs
 from pluribus.hookspecs import API_VERSION, hookimpl
 from pluribus.interfaces import (
     Answer,
@@ -37,6 +37,7 @@ from pluribus.interfaces import (
     Progress,
     Query,
     ResponseCache,
+    TextStream,
     Tokenizer,
     TokenLayout,
 )
@@ -81,7 +82,9 @@ __all__ = [
     "SamplingParams",
     "Step",
     "StepResult",
+    "TextStream",
     "TokenLayout",
+    "TokenLogprobs",
     "Tokenizer",
     "hookimpl",
 ]

@@ -6,19 +6,27 @@ import contextlib
 import difflib
 import json
 import os
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from pluribus.errors import PluribusError
 from pluribus.plugins import Plugins, discover
+from pluribus.terminal import INTERRUPTED, end_on_interrupt, open_standard_streams
 
 USAGE = """\
 usage: pluribus VERB [group=choice ...] [key=value ...]
 
   serve      put a model behind HTTP, on http://127.0.0.1:8020 unless server.port says otherwise
   generate   print one answer: pluribus generate prompt='Once upon a time' max_tokens=64
+  bench      measure latency and throughput; -m batcher.max_batch_size=16,64 tries each
+  convert    write a checkpoint of any layout as safetensors: convert model.checkpoint=A to=B
+  verify     read a checkpoint through and report what is wrong with it; format=json for programs
   plugins    list what is installed, from where, and how it is chosen; --json for programs
 
 `pluribus VERB --help` lists the choices and settings, `--cfg job` prints the configuration.
@@ -27,22 +35,31 @@ usage: pluribus VERB [group=choice ...] [key=value ...]
 
 def main() -> NoReturn:
     """Run the verb in ``sys.argv`` and exit with its code."""
-    arguments = sys.argv[1:]
+    open_standard_streams()
+    end_on_interrupt()
+    try:
+        code = _run(sys.argv[1:])
+    except PluribusError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    end_on_interrupt()  # event loops put Python's own handler back
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(USAGE, end="")
-        sys.exit(0 if arguments else 2)
+        return 0 if arguments else 2
     verb, *rest = arguments
-    if verb in {"-V", "--version", "version"}:
+    if verb in {"-V", "--version", "version"} or "--version" in rest:
         print(f"pluribus {version('pluribus')}")
-        sys.exit(0)
+        return 0
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         _fail(f"no verb is called {verb!r}{hint}\n\n{USAGE}", code=2)
-    try:
-        sys.exit(VERBS[verb](rest))
-    except PluribusError as error:
-        _fail(str(error))
+    return VERBS[verb](rest)
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -60,6 +77,8 @@ def serve(arguments: Sequence[str]) -> int:
 
         return serve_http(parts, plugins, server_config)
 
+    # Until the server listens to signals itself, there is nothing to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     return _with_config("serve", task, arguments)
 
 
@@ -75,6 +94,53 @@ def generate(arguments: Sequence[str]) -> int:
         return print_answer(config, plugins, _text(prompts[0]))
 
     return _with_config("generate", task, [a for a in arguments if a not in prompts])
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Measure how fast the engine is; with -m, once for each combination of settings."""
+
+    def task(config: Any, plugins: Plugins) -> int:
+        from pluribus.bench.command import run
+
+        return run(config, plugins)
+
+    from pluribus.arguments import asks_for_sweep
+
+    if not asks_for_sweep("bench", arguments):
+        return _with_config("bench", task, arguments)
+    _plugins()
+    with tempfile.TemporaryDirectory() as folder:  # Hydra cannot sweep without one
+        jobs = _compose("bench", [*arguments, f"hydra.sweep.dir={folder}"])
+    return max((_bench_apart(overrides) for _, overrides in jobs), default=0)
+
+
+def _bench_apart(overrides: Sequence[str]) -> int:
+    """Measure in a process of its own, which leaves nothing in memory for the next."""
+    command = [sys.executable, "-c", "from pluribus.cli import main; main()", "bench", *overrides]
+    print(f"pluribus bench {shlex.join(overrides)}", file=sys.stderr)
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - it is ourselves
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """Write a checkpoint as sharded safetensors."""
+
+    def task(config: Any, plugins: Plugins) -> int:
+        from pluribus import checkpoints
+
+        return checkpoints.convert(config, plugins)
+
+    return _with_config("convert", task, arguments)
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Report on a checkpoint; the exit code is 1 when something is wrong with it."""
+
+    def task(config: Any, plugins: Plugins) -> int:
+        from pluribus import checkpoints
+
+        return checkpoints.verify(config, plugins)
+
+    return _with_config("verify", task, arguments)
 
 
 def _text(override: str) -> str:
@@ -98,10 +164,14 @@ def list_plugins(arguments: Sequence[str]) -> int:
     if unknown := [argument for argument in arguments if argument != "--json"]:
         _fail(f"pluribus plugins takes --json and nothing else, got {' '.join(unknown)}", code=2)
     plugins = discover()
+    choices, installed = plugins.describe(), plugins.describe_sources()
     if "--json" in arguments:
-        print(json.dumps({"plugins": plugins.describe(), "problems": plugins.problems}, indent=2))
+        listing = {"plugins": choices, "installed": installed, "problems": plugins.problems}
+        print(json.dumps(listing, indent=2))
     else:
-        _print_table(plugins.describe())
+        _print_table(choices, ("kind", "name", "selected_by", "class", "distribution", "version"))
+        print()
+        _print_table(installed, ("plugin", "distribution", "version", "hooks"))
         for problem in plugins.problems:
             print(f"problem: {problem}", file=sys.stderr)
     return 1 if plugins.problems else 0
@@ -110,44 +180,71 @@ def list_plugins(arguments: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "generate": generate,
+    "bench": bench,
+    "convert": convert,
+    "verify": verify,
     "plugins": list_plugins,
 }
 
 
 def _with_config(name: str, task: Callable[[Any, Plugins], int], arguments: Sequence[str]) -> int:
     """Let Hydra make the configuration ``name`` of the arguments and hand it to ``task``."""
-    import hydra
+    from pluribus.arguments import asks_for_sweep
 
+    if asks_for_sweep(name, arguments):
+        _fail(f"{name} runs one configuration, so -m is not for it; pluribus bench takes it")
+    plugins = _plugins()
+    jobs = _compose(name, arguments)
+    # Nothing was composed where --help, --cfg or the like was answered.
+    return task(jobs[0][0], plugins) if jobs else 0
+
+
+def _plugins() -> Plugins:
+    """Return the plugins, none broken, and let Hydra see what they bring."""
     from pluribus import config as conf
 
     plugins = discover()
     plugins.check()
-    conf.add_search_paths(plugins.search_paths())
-    plugins.check()
-    composed: list[Any] = []
+    conf.add_search_paths(plugins.search_paths)
+    return plugins
+
+
+def _compose(name: str, arguments: Sequence[str]) -> list[tuple[Any, Sequence[str]]]:
+    """Return each configuration that Hydra makes of the arguments, and its overrides."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from pluribus import config as conf
+
+    jobs: list[tuple[Any, Sequence[str]]] = []
 
     def keep(config: Any) -> None:
-        composed.append(config)
+        jobs.append((config, list(HydraConfig.get().overrides.task)))
 
+    conf.check_folder()
     sys.argv = [f"pluribus {name}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us instead of being printed
     try:
         hydra.main(version_base="1.3", config_path=conf.config_dir(), config_name=name)(keep)()
     except conf.COMPOSE_ERRORS as error:
         _fail(conf.explain(error))
-    # Nothing was composed where --help, --cfg or the like was answered.
-    return task(composed[0], plugins) if composed else 0
+    for config, _ in jobs:
+        conf.check_keys(config, name)
+    return jobs
 
 
-def _print_table(rows: Sequence[dict[str, str]]) -> None:
-    columns = ("kind", "name", "selected_by", "class", "distribution", "version")
+def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     table = [[column.replace("_", " ") for column in columns]]
-    table += [[row[column] for column in columns] for row in rows]
+    table += [[_cell(row[column]) for column in columns] for row in rows]
     widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
     for row in table:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _cell(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

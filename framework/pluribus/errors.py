@@ -43,7 +43,17 @@ class RequestError(PluribusError, ValueError):
 
 
 class QueueFullError(PluribusError):
-    """More requests waiting than allowed; the same request may succeed later."""
+    """More requests waiting than allowed; the same request may succeed later.
+
+    Attributes:
+        is_tenant: whether it is the tenant's own limit, rather than everybody's.
+        retry_after: seconds after which it makes sense to try again.
+    """
+
+    def __init__(self, message: str, *, is_tenant: bool = False, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.is_tenant = is_tenant
+        self.retry_after = retry_after
 
 
 class EngineError(PluribusError):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import structlog
 from structlog.typing import Processor
 
+from pluribus.terminal import is_terminal
+
 _SHARED: Sequence[Processor] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -30,7 +32,7 @@ def configure_logging(log_format: str, level: str) -> None:
         log_format: ``console``, ``json``, or ``auto``: console on a terminal, else json.
         level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
     """
-    is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    is_json = log_format == "json" or (log_format == "auto" and not is_terminal(sys.stderr))
     formatter = {
         "()": structlog.stdlib.ProcessorFormatter,
         "foreign_pre_chain": _SHARED,
@@ -74,6 +76,6 @@ def _json() -> list[Processor]:
 def _console() -> list[Processor]:
     return [
         structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=is_terminal(sys.stderr), exception_formatter=structlog.dev.plain_traceback
         )
     ]

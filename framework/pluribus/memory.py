@@ -30,7 +30,13 @@ def free_memory(device: torch.device) -> int:
 
 
 def num_kv_tokens(
-    setting: str, *, device: torch.device, bytes_per_token: int, wanted: int, needed: int
+    setting: str,
+    *,
+    device: torch.device,
+    bytes_per_token: int,
+    wanted: int,
+    needed: int,
+    num_sharing: int,
 ) -> int:
     """Return how many tokens of keys and values a rank's store should hold.
 
@@ -39,13 +45,14 @@ def num_kv_tokens(
         device: where the store will be.
         bytes_per_token: keys and values of one token in all layers of the rank.
         wanted: tokens beyond which more is of no use.
+        num_sharing: ranks that share a host's memory; each has its own CUDA device.
         needed: tokens below which not even one generation of full length fits.
 
     Raises:
         ConfigError: ``needed`` tokens do not fit.
     """
     if setting == "auto":
-        share = CUDA_SHARE if device.type == "cuda" else CPU_SHARE
+        share = CUDA_SHARE if device.type == "cuda" else CPU_SHARE / num_sharing
         budget = int(free_memory(device) * share)
     else:
         budget = parse_bytes(setting, "cache.kv.memory")

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import reprlib
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from pluribus import config as conf
 from pluribus import runtime
-from pluribus.errors import RequestError
+from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
+from pluribus.engine.core import EngineCore
+from pluribus.errors import ConfigError, EngineError, RequestError
 from pluribus.generation import SamplingParams
+from pluribus.interfaces import Progress, Query
 from pluribus.plugins import Plugins, discover
-from pluribus.service import Completion, Prompt, Service
+from pluribus.reply import Completion
+from pluribus.service import Prompt, Service
 
 __all__ = ["Completion", "Engine", "print_answer"]
 
-UNBOUNDED = runtime.QueueConfig(max_size=sys.maxsize)
+T = TypeVar("T")
+
+UNBOUNDED = runtime.QueueConfig(max_size=sys.maxsize // 2)
 """A script waits for its own answers: nobody has to be sent away."""
 
 
@@ -40,8 +50,28 @@ class Engine:
     def __init__(self, *overrides: str) -> None:
         plugins = discover()
         plugins.check()
-        conf.add_search_paths(plugins.search_paths())
-        self.service = _start(conf.load("serve", overrides), plugins)
+        conf.add_search_paths(plugins.search_paths)
+        self._start(conf.load("serve", overrides), plugins)
+
+    @classmethod
+    def from_config(cls, config: DictConfig, plugins: Plugins) -> Engine:
+        """Return an engine for a configuration that is already composed."""
+        engine = cls.__new__(cls)
+        engine._start(config, plugins)
+        return engine
+
+    def _start(self, config: DictConfig, plugins: Plugins) -> None:
+        parts = replace(runtime.assemble(config, plugins), queue=UNBOUNDED)
+        self.service = Service(parts, plugins, _host(parts, plugins))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
+        self._thread.start()
+        self._is_closed = False
+        try:
+            self._run(_start(self.service))
+        except BaseException:
+            self.close()
+            raise
 
     def generate(
         self,
@@ -51,25 +81,57 @@ class Engine:
         """Continue one prompt or several, and return as many answers, in order.
 
         Args:
-            prompts: texts, or lists of token ids.
+            prompts: a text, or a list of prompts, each a text or a list of token ids: one
+                prompt of ids is ``[[2, 5, 9]]``.
             params: for all, or one for each prompt; ``SamplingParams()`` where None.
 
         Raises:
-            RequestError: a prompt is empty or too long; nothing has run then.
+            RequestError: a prompt is none, or empty, or too long; nothing has run then.
+            EngineError: the engine is closed, or has died more often than it may.
         """
-        many: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(many)
-        if len(params) != len(many):
-            raise RequestError(
-                f"params: {len(params)} for {len(many)} prompts; give one, or one for each",
-                param="params",
-            )
-        return self.service.complete_all(many, params)
+        many = _prompts(prompts)
+        queries = [
+            self.service.query(prompt, each)
+            for prompt, each in zip(many, _params(params, len(many)), strict=True)
+        ]
+        return self._run(self._complete(many, queries))
 
     def close(self) -> None:
         """Give back the memory; the engine cannot be used again."""
-        self.service.close()
+        if not self._is_closed:
+            self._run(self.service.stop())
+            self._close_loop()
+
+    async def _complete(
+        self, prompts: Sequence[Prompt], queries: Sequence[Query]
+    ) -> list[Completion]:
+        replies = [self.service.ask(query) for query in queries]
+        try:
+            for reply in replies:
+                await reply.wait()
+        finally:
+            for reply in replies:
+                reply.close()
+        return [
+            reply.completion(prompt if isinstance(prompt, str) else self.service.decode(prompt))
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._is_closed:
+            work.close()
+            raise EngineError("the engine is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # of use where an interrupt has ended the wait
+
+    def _close_loop(self) -> None:
+        self._is_closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -83,24 +145,87 @@ class Engine:
         self.close()
 
 
+def _prompts(given: str | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list | tuple):
+        return given
+    raise RequestError(
+        f"prompts: must be a text or a list of prompts, got {reprlib.repr(given)}", param="prompts"
+    )
+
+
+def _params(
+    given: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> Sequence[SamplingParams]:
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * num_prompts
+    if not (isinstance(given, list | tuple) and all(isinstance(p, SamplingParams) for p in given)):
+        raise RequestError(
+            f"params: must be SamplingParams or a list of them, got {reprlib.repr(given)}",
+            param="params",
+        )
+    if len(given) != num_prompts:
+        raise RequestError(
+            f"params: {len(given)} for {num_prompts} prompts; give one, or one for each",
+            param="params",
+        )
+    return given
+
+
+async def _start(service: Service) -> None:
+    service.start()
+    await service.supervisor.wait_ready()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateConfig:
+    """The sampling settings at the top level of ``conf/generate.yaml``."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+
+    def params(self) -> SamplingParams:
+        """Return them for the engine, checked."""
+        try:
+            return SamplingParams(**asdict(self))
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _host(parts: runtime.Parts, plugins: Plugins) -> EngineHost:
+    """Return a thread for a single rank; losing one of several must not end this process."""
+    if parts.parallelism.world_size > 1:
+        return ProcessHost(parts.config)
+
+    def start_core(progress: Progress) -> EngineCore:
+        return runtime.start(parts, plugins, progress, fail=logging.getLogger(__name__).critical)
+
+    return ThreadHost(start_core)
+
+
 def print_answer(config: DictConfig, plugins: Plugins, prompt: str) -> int:
     """Print the answer to ``prompt`` that ``conf/generate.yaml`` and its overrides ask for."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    params = conf.pick(config, SamplingParams)
-    service = _start(config, plugins)
-    try:
-        [answer] = service.complete_all([prompt], [params])
-    finally:
-        service.close()
+    params = conf.pick(config, GenerateConfig).params()
+    parts = runtime.assemble(config, plugins)
+    service = Service(parts, plugins, _host(parts, plugins))
+    query = service.query(prompt, params)  # refused, if it must be, before the weights are read
+    answer = asyncio.run(_answer(service, query, prompt))
     print(answer.prompt + answer.text)
     for note in service.spec.notes:
         print(f"note: {note}", file=sys.stderr)
     return 0
 
 
-def _start(config: DictConfig, plugins: Plugins) -> Service:
-    parts = replace(runtime.assemble(config, plugins), queue=UNBOUNDED)
-    service = Service(parts, plugins)
-    service.start()
-    service.wait_ready()
-    return service
+async def _answer(service: Service, query: Query, prompt: str) -> Completion:
+    try:
+        await _start(service)
+        with service.ask(query) as reply:
+            await reply.wait()
+            return reply.completion(prompt)
+    finally:
+        await service.stop()

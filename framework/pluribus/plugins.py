@@ -6,81 +6,59 @@ with a plugin stops the launch, in words that name the plugin, where it came fro
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from pluribus import hookspecs
-from pluribus.errors import ConfigError, PluginError
-from pluribus.interfaces import Batcher, KVCache, Launcher, Model, Parallelism, ResponseCache
+from pluribus.config_files import config_dir, config_files
+from pluribus.errors import ConfigError, PluginError, PluribusError
+from pluribus.plugin_contract import (
+    BATCHER,
+    DISABLE_VARIABLE,
+    HOOKS,
+    KINDS,
+    KV_CACHE,
+    LAUNCHER,
+    MODEL,
+    PARALLELISM,
+    RESPONSE_CACHE,
+    Kind,
+    Offer,
+    Source,
+    offer_breach,
+    plugin_breach,
+)
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from pluribus.service import Service
 
+__all__ = [
+    "BATCHER",
+    "KINDS",
+    "KV_CACHE",
+    "LAUNCHER",
+    "MODEL",
+    "PARALLELISM",
+    "RESPONSE_CACHE",
+    "Kind",
+    "Offer",
+    "Plugins",
+    "Source",
+    "discover",
+]
+
 GROUP = "pluribus"
-DISABLE_VARIABLE = "PLURIBUS_DISABLE_PLUGINS"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """One kind of plugin: what users call it, who registers it, which setting selects it."""
-
-    name: str
-    hook: str
-    interface: type[T]
-    section: str
-
-
-MODEL: Kind[Model] = Kind("model", "register_models", Model, "model")
-PARALLELISM: Kind[Parallelism] = Kind(
-    "parallelism", "register_parallelisms", Parallelism, "parallel"
-)
-LAUNCHER: Kind[Launcher] = Kind("launcher", "register_launchers", Launcher, "launcher")
-BATCHER: Kind[Batcher] = Kind("batcher", "register_batchers", Batcher, "batcher")
-KV_CACHE: Kind[KVCache] = Kind("KV cache", "register_kv_caches", KVCache, "cache.kv")
-RESPONSE_CACHE: Kind[ResponseCache] = Kind(
-    "response cache", "register_response_caches", ResponseCache, "cache.response"
-)
-KINDS: tuple[Kind[Any], ...] = (
-    MODEL, PARALLELISM, LAUNCHER, BATCHER, KV_CACHE, RESPONSE_CACHE,
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a plugin came from."""
-
-    name: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.name!r} ({self.distribution} {self.version})"
-
-    @property
-    def remedy(self) -> str:
-        """How to start without it."""
-        return f"fix or uninstall {self.distribution}, or set {DISABLE_VARIABLE}={self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A class that a plugin offers under a name."""
-
-    kind: Kind[Any]
-    name: str
-    cls: type[Any]
-    source: Source
 
 
 @dataclass(slots=True)
@@ -91,6 +69,7 @@ class Plugins:
         hook: pluggy's relay, to call the hooks that observe and extend.
         sources: every plugin found, by entry-point name.
         offers: what can be chosen, by kind and name.
+        search_paths: the folders of config choices that plugins bring.
         problems: what is wrong; a launch must call ``check`` first.
     """
 
@@ -99,6 +78,7 @@ class Plugins:
     )
     sources: dict[str, Source] = field(default_factory=dict)
     offers: dict[tuple[str, str], Offer] = field(default_factory=dict)
+    search_paths: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,9 +112,26 @@ class Plugins:
             )
         return choices[name]
 
-    def search_paths(self) -> list[str]:
-        """Return the folders of config choices that plugins bring."""
-        return [path for _, paths in self._call("config_search_path") for path in paths]
+    @contextmanager
+    def blaming(self, kind: Kind[Any], name: str) -> Iterator[None]:
+        """Name the plugin behind whatever its class, or the class's Config, does wrong inside.
+
+        Raises:
+            ConfigError: it refuses a value with a ValueError.
+            PluginError: it fails otherwise.
+        """
+        source = self.offers[kind.name, name].source
+        try:
+            yield
+        except (PluribusError, KeyboardInterrupt):
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{kind.section}: {_one_line(error)}, says {source}") from error
+        except BaseException as error:
+            raise PluginError(
+                f"{source}: {kind.name} {name!r} failed on the settings in {kind.section}: "
+                f"{_describe(error)}; {source.remedy}"
+            ) from error
 
     def routes(self, service: Service) -> list[BaseRoute]:
         """Return the HTTP routes that plugins offer beside ours.
@@ -142,9 +139,16 @@ class Plugins:
         Raises:
             PluginError: a plugin failed to make its routes.
         """
-        offers = list(self._call("register_routes", service=service))
+        from starlette.routing import BaseRoute
+
+        routes: list[BaseRoute] = []
+        for source, offered in self._call("register_routes", service=service):
+            if _is_list_of(BaseRoute, offered):
+                routes += offered
+            else:
+                self._blame(source, f"register_routes must return a list of routes, not {offered}")
         self.check()
-        return [route for _, routes in offers for route in routes]
+        return routes
 
     def describe(self) -> list[dict[str, str]]:
         """Return a row for each thing that can be chosen: kind, name, config, class, source."""
@@ -161,6 +165,29 @@ class Plugins:
             for offer in self.offers.values()
         ]
 
+    def describe_sources(self) -> list[dict[str, Any]]:
+        """Return a row for each plugin found: name, source, hooks."""
+        return [
+            {
+                "plugin": source.name,
+                "distribution": source.distribution,
+                "version": source.version,
+                "hooks": [
+                    name
+                    for name in HOOKS
+                    for implementation in getattr(self.hook, name).get_hookimpls()
+                    if implementation.plugin_name == source.name
+                ],
+            }
+            for source in self.sources.values()
+        ]
+
+    def load(self, entry: EntryPoint) -> None:
+        """Import and register a plugin, or note why it cannot be."""
+        source = _source(entry)
+        with self._noting(source, "could not be loaded"):
+            self.add(source, entry.load())
+
     def add(self, source: Source, plugin: object) -> None:
         """Register a plugin, or note why it cannot be."""
         if source.name in self.sources:
@@ -170,66 +197,93 @@ class Plugins:
             )
             return
         self.sources[source.name] = source
-        problem = _contract_breach(source, plugin)
-        if problem is None:
-            try:
-                self.manager.register(plugin, source.name)
-                self.manager.check_pending()
-            except pluggy.PluginValidationError as error:
-                problem = f"{source} does not match the hooks: {_one_line(error)}; {source.remedy}"
+        problem = plugin_breach(source, plugin) or self._register(source, plugin)
         if problem is not None:
-            if self.manager.has_plugin(source.name):
-                self.manager.unregister(name=source.name)
             self.problems.append(problem)
 
     def collect(self) -> None:
         """Ask every plugin what it offers; call once, after the last ``add``."""
         for kind in KINDS:
             for source, offered in self._call(kind.hook):
-                if not isinstance(offered, Mapping):
-                    self.problems.append(
-                        f"{source}: {kind.hook} must return a mapping of names to classes, "
-                        f"not {offered!r}; {source.remedy}"
+                if isinstance(offered, Mapping):
+                    for name, cls in offered.items():
+                        self._offer(Offer(kind, name, cls, source))
+                else:
+                    self._blame(
+                        source,
+                        f"{kind.hook} must return a mapping of names to classes, not {offered!r}",
                     )
-                    continue
-                for name, cls in offered.items():
-                    self._offer(Offer(kind, name, cls, source))
+        self._collect_configs()
+
+    def _register(self, source: Source, plugin: object) -> str | None:
+        other = self.manager.get_name(plugin)
+        if other is not None:
+            return f"{source} is the same module as {self.sources[other]}: name it only once"
+        try:
+            self.manager.register(plugin, source.name)
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            if self.manager.has_plugin(source.name):
+                self.manager.unregister(name=source.name)
+            return f"{source} does not match the hooks: {_one_line(error)}; {source.remedy}"
+        return None
 
     def _offer(self, offer: Offer) -> None:
-        kind, key = offer.kind, (offer.kind.name, offer.name)
-        if not (isinstance(offer.cls, type) and issubclass(offer.cls, kind.interface)):
-            self.problems.append(
-                f"{offer.source}: {kind.name} {offer.name!r} must be a subclass of "
-                f"pluribus.{kind.interface.__name__}, not {offer.cls!r}; {offer.source.remedy}"
-            )
-        elif inspect.isabstract(offer.cls):
-            missing = ", ".join(sorted(offer.cls.__abstractmethods__))
-            self.problems.append(
-                f"{offer.source}: {kind.name} {offer.name!r} lacks {missing}; {offer.source.remedy}"
-            )
+        key = (offer.kind.name, offer.name)
+        if breach := offer_breach(offer):
+            self.problems.append(breach)
         elif key in self.offers:
             self.problems.append(
-                f"{kind.name} {offer.name!r} is offered by both {self.offers[key].source} and "
-                f"{offer.source}: rename one, or set {DISABLE_VARIABLE}={offer.source.name}"
+                f"{offer.kind.name} {offer.name!r} is offered by both {self.offers[key].source} "
+                f"and {offer.source}: rename one, or set {DISABLE_VARIABLE}={offer.source.name}"
             )
         else:
             self.offers[key] = offer
 
+    def _collect_configs(self) -> None:
+        owners = dict.fromkeys(config_files(f"file://{config_dir()}"), "Pluribus itself")
+        for source, folders in self._call("config_search_path"):
+            if not _is_list_of(str, folders):
+                self._blame(
+                    source,
+                    "config_search_path must return a list of folders such as "
+                    f"pkg://package.conf, not {folders!r}",
+                )
+                continue
+            for folder in folders:
+                with self._noting(source, f"cannot bring the config choices in {folder!r}"):
+                    self._add_configs(source, folder, owners)
+
+    def _add_configs(self, source: Source, folder: str, owners: dict[str, str]) -> None:
+        files = config_files(folder)
+        for file in sorted(files & owners.keys()):
+            self._blame(source, f"{file} in {folder} is the name of a file of {owners[file]}")
+        owners.update(dict.fromkeys(files, str(source)))
+        self.search_paths.append(folder)
+
     def _call(self, hook: str, **arguments: object) -> Iterator[tuple[Source, Any]]:
         """Call each implementation by itself, so that a failure has a name."""
         for implementation in getattr(self.hook, hook).get_hookimpls():
-            source = self.sources[implementation.plugin_name]
-            try:
+            source, result = self.sources[implementation.plugin_name], None
+            with self._noting(source, f"{hook} failed"):
                 result = implementation.function(
                     *(arguments[name] for name in implementation.argnames)
                 )
-            except Exception as error:
-                self.problems.append(
-                    f"{source}: {hook} failed: {_describe(error)}; {source.remedy}"
-                )
-                continue
             if result is not None:
                 yield source, result
+
+    @contextmanager
+    def _noting(self, source: Source, what: str) -> Iterator[None]:
+        """Make a problem of whatever a plugin raises; an exit is no way to leave it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._blame(source, f"{what}: {_describe(error)}")
+
+    def _blame(self, source: Source, what: str) -> None:
+        self.problems.append(f"{source}: {what}; {source.remedy}")
 
 
 def discover(entries: Iterable[EntryPoint] | None = None) -> Plugins:
@@ -241,17 +295,8 @@ def discover(entries: Iterable[EntryPoint] | None = None) -> Plugins:
     plugins = Plugins()
     disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     for entry in entry_points(group=GROUP) if entries is None else entries:
-        if entry.name in disabled:
-            continue
-        source = _source(entry)
-        try:
-            plugin = entry.load()
-        except Exception as error:
-            plugins.problems.append(
-                f"{source} could not be loaded: {_describe(error)}; {source.remedy}"
-            )
-            continue
-        plugins.add(source, plugin)
+        if entry.name not in disabled:
+            plugins.load(entry)
     plugins.collect()
     return plugins
 
@@ -262,28 +307,13 @@ def _source(entry: EntryPoint) -> Source:
     return Source(entry.name, entry.dist.metadata["Name"], entry.dist.version)
 
 
-def _contract_breach(source: Source, plugin: object) -> str | None:
-    """Say what pluggy does not check: the API version and synchronous hooks."""
-    version = getattr(plugin, "pluribus_api_version", 1)
-    if version != hookspecs.API_VERSION:
-        return (
-            f"{source} was written for version {version} of the plugin API and this Pluribus has "
-            f"version {hookspecs.API_VERSION}: install a release of {source.distribution} for "
-            f"version {hookspecs.API_VERSION}, or set {DISABLE_VARIABLE}={source.name}"
-        )
-    for name, function in vars(plugin).items():
-        if hasattr(function, f"{GROUP}_impl"):
-            if inspect.iscoroutinefunction(function):
-                return f"{source}: hook {name} must not be async; {source.remedy}"
-            options = getattr(function, f"{GROUP}_impl")
-            if options["wrapper"] or options["hookwrapper"]:
-                return f"{source}: hook {name} must not be a wrapper; {source.remedy}"
-    return None
+def _is_list_of(cls: type, value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, cls) for item in value)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {_one_line(error)}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

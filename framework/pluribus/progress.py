@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from pluribus.interfaces.model import Progress
+from pluribus.terminal import is_terminal
 
 SECONDS_BETWEEN_LINES = 5.0
 _MEGABYTE = 1_000_000
@@ -17,7 +18,7 @@ _logger = logging.getLogger("pluribus.load")
 
 def report_progress(what: str) -> AbstractContextManager[Progress]:
     """Open a report on reading ``what``; call what it gives with (bytes done, bytes in all)."""
-    return draw_progress(what) if sys.stderr.isatty() else log_progress(what)
+    return draw_progress(what) if is_terminal(sys.stderr) else log_progress(what)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pluribus import config as conf
 from pluribus.engine.core import EngineCore, Observer
@@ -22,6 +22,7 @@ from pluribus.interfaces import (
     Launcher,
     Model,
     Parallelism,
+    Place,
     Progress,
     ResponseCache,
 )
@@ -59,8 +60,39 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the engine runs and when it is given up.
+
+    Attributes:
+        lookahead: steps planned before the tokens of the first are read.
+        max_restarts: engines that may die within ten minutes before the service gives up.
+        heartbeat_timeout: seconds of silence, with work to do, after which it is killed.
+        stall_timeout: seconds without a finished step, with work to do, after which
+            ``/livez`` says so.
+    """
+
+    lookahead: int = 0
+    max_restarts: int = 3
+    heartbeat_timeout: float = 5.0
+    stall_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("lookahead", 0), ("max_restarts", 0)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise ConfigError(f"engine.{name} must be at least {least}, got {value}")
+        for name in ("heartbeat_timeout", "stall_timeout"):
+            if not 1 <= getattr(self, name) < float("inf"):
+                value = getattr(self, name)
+                raise ConfigError(f"engine.{name} must be at least 1 second, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything a configuration chose, checked against each other; no device touched yet."""
+    """Everything a configuration chose, checked against each other; no device touched yet.
+
+    ``config`` is that configuration in YAML, for ranks and engines in other processes.
+    """
 
     model: Model
     parallelism: Parallelism
@@ -70,8 +102,10 @@ class Parts:
     kv_cache: KVCache
     response_cache: ResponseCache
     queue: QueueConfig
+    engine: EngineConfig
     device: str
     dtype: str
+    config: str
 
 
 def assemble(config: DictConfig, plugins: Plugins) -> Parts:
@@ -92,9 +126,11 @@ def assemble(config: DictConfig, plugins: Plugins) -> Parts:
         kv_cache=_make(config, plugins, KV_CACHE),
         response_cache=_make(config, plugins, RESPONSE_CACHE),
         queue=conf.section(config, "queue", QueueConfig),
+        engine=conf.section(config, "engine", EngineConfig),
         device=_one_of(config, "device", DEVICES),
         dtype=_one_of(config, "dtype", DTYPES),
         model=_make(config, plugins, MODEL),
+        config=OmegaConf.to_yaml(config, resolve=True),
     )
     check_capabilities(config, parts)
     return parts
@@ -129,53 +165,68 @@ class PluginObserver(Observer):
         for implementation in hook.get_hookimpls():
             try:
                 implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception:
+            except BaseException:  # an exit is no way to leave the engine either
                 logger.exception("plugin %r failed in %s", implementation.plugin_name, hook.name)
 
 
-def start(parts: Parts, plugins: Plugins, progress: Progress) -> EngineCore:
+def start(
+    parts: Parts, plugins: Plugins, progress: Progress, fail: Callable[[str], None]
+) -> EngineCore:
     """Launch the ranks, load the weights and return the engine, ready to step.
+
+    Args:
+        parts: what to run.
+        plugins: for the hooks that observe.
+        progress: told as weights are read.
+        fail: called, from any thread, with what is wrong once a rank is lost.
 
     Raises:
         CheckpointError: the weights cannot be loaded.
         ConfigError: the device is not there, or the KV cache does not fit.
     """
-    start_rank = partial(_start_rank, parts, progress)
-    executor = parts.launcher.launch(start_rank, parts.parallelism.world_size)
+    world_size = parts.parallelism.world_size
+    executor = parts.launcher.launch(
+        partial(start_rank, parts, progress), parts.config, world_size, fail
+    )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
         ledger=ledger,
         executor=executor,
-        eos_token_ids=frozenset(parts.model.spec.eos_token_ids),
+        eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
+        lookahead=parts.engine.lookahead,
     )
 
 
-def _start_rank(parts: Parts, progress: Progress, rank: int) -> Executor:
-    """Make one rank's worker, in the rank's process."""
+def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> Executor:
+    """Return one rank's worker, in the rank's process, having met the others."""
     import torch
 
     from pluribus.worker import Worker
 
     spec = parts.model.spec
-    device = _device(parts.device)
+    device = _device(parts.device, rank)
     dtype = _dtype(parts.dtype, spec.dtype, device)
-    place = parts.parallelism.place(rank)
+    # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    place = parts.parallelism.place(rank, device, rendezvous)
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
-        shape = _kv_shape(parts, device, dtype)
+        shape = _kv_shape(parts, place, device, dtype)
         store = parts.kv_cache.store(shape, device, dtype)
     return Worker(network, store, spec, shape, device)
 
 
-def _kv_shape(parts: Parts, device: torch.device, dtype: torch.dtype) -> KVShape:
+def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dtype) -> KVShape:
     from pluribus.memory import num_kv_tokens
+    from pluribus.parallel.group import smallest
     from pluribus.units import format_bytes
 
     spec = parts.model.spec
     num_slots: int = parts.batcher_config.max_batch_size
-    num_heads = spec.num_heads // parts.parallelism.tensor_size
+    first_head, end_head = place.tensor.span(spec.num_heads)
+    num_heads = end_head - first_head
     bytes_per_token = 2 * spec.num_layers * num_heads * spec.head_dim * dtype.itemsize
     num_tokens = num_kv_tokens(
         parts.kv_cache.memory,
@@ -183,7 +234,9 @@ def _kv_shape(parts: Parts, device: torch.device, dtype: torch.dtype) -> KVShape
         bytes_per_token=bytes_per_token,
         wanted=num_slots * spec.max_length,
         needed=spec.max_length,
+        num_sharing=parts.parallelism.world_size,
     )
+    num_tokens = smallest(num_tokens, device)
     logger.info(
         "KV cache on %s: %d tokens, %d generations of full length, %s",
         device,
@@ -201,14 +254,17 @@ def _kv_shape(parts: Parts, device: torch.device, dtype: torch.dtype) -> KVShape
     )
 
 
-def _device(setting: str) -> torch.device:
+def _device(setting: str, rank: int) -> torch.device:
     import torch
 
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch sees no CUDA device here; choose device=cpu")
-    return torch.device(setting)
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={setting}: rank {rank} needs CUDA device {rank}, and torch sees "
+            f"{torch.cuda.device_count()} here; choose device=cpu or a smaller parallel.size"
+        )
+    return torch.device("cuda", rank)
 
 
 def _dtype(setting: str, stored: str, device: torch.device) -> torch.dtype:
@@ -223,14 +279,17 @@ def _dtype(setting: str, stored: str, device: torch.device) -> torch.dtype:
 
 
 def _choose(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> tuple[type[T], Any]:
-    cls = plugins.find(kind, conf.choice(config, kind.section))
-    return cls, conf.section(config, kind.section, cls.Config)  # type: ignore[attr-defined]
+    name = conf.choice(config, kind.section)
+    cls = plugins.find(kind, name)
+    with plugins.blaming(kind, name):
+        return cls, conf.section(config, kind.section, cls.Config)  # type: ignore[attr-defined]
 
 
 def _make(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> T:
     cls, settings = _choose(config, plugins, kind)
     make: Callable[[Any], T] = cls
-    return make(settings)
+    with plugins.blaming(kind, conf.choice(config, kind.section)):
+        return make(settings)
 
 
 def _one_of(config: DictConfig, key: str, allowed: tuple[str, ...]) -> str:

@@ -1,138 +1,143 @@
-"""The front: text in, text out. Tokenizer, response cache, and a way to the engine."""
+"""The front: prompts in, answers out, whatever happens to the engine behind it."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from enum import StrEnum
+import contextlib
+import random
+import reprlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pluribus import runtime
-from pluribus.engine.core import EngineCore
-from pluribus.engine.thread import EngineThread
-from pluribus.errors import ConfigError, EngineError, RequestError
-from pluribus.generation import FinishReason, SamplingParams
-from pluribus.interfaces import Answer, ModelSpec, Query
+import structlog
+
+from pluribus.detokenizer import Detokenizer
+from pluribus.engine.client import EngineHost
+from pluribus.engine.messages import Cancel, Output, Ready, Refused, Stats, Stepped, Submit
+from pluribus.errors import (
+    ConfigError,
+    EngineError,
+    PluribusError,
+    QueueFullError,
+    RequestError,
+)
+from pluribus.flight import Flight
+from pluribus.generation import SamplingParams
+from pluribus.interfaces import Query
+from pluribus.observer import Refusal, ServiceObserver
 from pluribus.plugins import Plugins
-from pluribus.progress import report_progress
+from pluribus.reply import Reply
 from pluribus.runtime import Parts
+from pluribus.supervisor import State, Status, Supervisor
+from pluribus.tenants import ANONYMOUS, Limiter, Tenant
 
+MAX_ATTEMPTS = 2
+"""Engines that may die over one generation before it is not tried again."""
 
-class State(StrEnum):
-    """Where a service is in its life."""
-
-    LOADING = "loading"
-    READY = "ready"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A state, and a sentence about it for a person."""
-
-    state: State
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """An answer.
-
-    Attributes:
-        prompt: as it was given; decoded, if it was given as token ids.
-        text: the continuation alone.
-        tokens: its ids, the end-of-text id left out.
-        num_prompt_tokens: of the prompt, beginning-of-text included.
-        finish_reason: why it ended.
-        cached: whether the response cache had it.
-    """
-
-    prompt: str
-    text: str
-    tokens: tuple[int, ...]
-    num_prompt_tokens: int
-    finish_reason: FinishReason
-    cached: bool
-
+_random = random.SystemRandom()
 
 Prompt = str | Sequence[int]
 
 
 class Service:
-    """Answers prompts. Safe to use from any thread and any event loop.
+    """Answers prompts through an engine that may die and come back. Belongs to one event loop.
 
     Args:
-        parts: what to run; see ``runtime.assemble``.
-        plugins: for the hooks that observe, and for ``/plugins``.
+        parts: what is served; see ``runtime.assemble``.
+        plugins: for ``/plugins``.
+        host: where the engine runs.
+
+    Attributes:
+        spec: what is served.
+        fingerprint: the model's; part of what answers depend on.
+        supervisor: keeps the engine running.
+        stats: the engine's, after its last step; None before the first of an engine.
+        num_kv_tokens: of room in the KV cache; 0 until it is known.
+        observer: told of what happens; of nobody's interest until it is set.
     """
 
-    def __init__(self, parts: Parts, plugins: Plugins) -> None:
+    def __init__(self, parts: Parts, plugins: Plugins, host: EngineHost) -> None:
         self.parts = parts
         self.plugins = plugins
+        self.stats: Stats | None = None
+        self.num_kv_tokens = 0
+        self.observer = ServiceObserver()
+        self.spec = parts.model.spec
+        self.fingerprint = parts.model.fingerprint
+        self.supervisor = Supervisor(self.spec.name, host, parts.engine, self)
         self._tokenizer = parts.model.tokenizer()
         self._num_empty = len(self._tokenizer.encode(""))
         self._cache = parts.response_cache
         for request in self._cache.pinned:
             self._cache.pin(self._pinned_query(request))
-        self._engine = EngineThread(self._start_core, self._ready, self._died, parts.queue.max_size)
-        self._lock = threading.Lock()
-        self._status = Status(State.LOADING, "not started")
-        self._watchers: list[Callable[[Status], None]] = []
-        self._settled = threading.Event()
-        self._death: BaseException | None = None
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What is served."""
-        return self.parts.model.spec
+        self._limiter = Limiter()
+        self._flights: dict[int, Flight] = {}
+        self._shared: dict[Query, Flight] = {}
+        self._num_flights = 0
 
     @property
     def status(self) -> Status:
         """Where the service is in its life."""
-        return self._status
+        return self.supervisor.status
 
-    def is_alive(self) -> bool:
-        """Whether the engine's thread runs."""
-        return self._engine.is_alive
+    @property
+    def max_flights(self) -> int:
+        """Generations that may wait or run at once."""
+        max_running: int = self.parts.batcher_config.max_batch_size
+        return self.parts.queue.max_size + max_running
 
-    def watch(self, callback: Callable[[Status], None]) -> None:
-        """Call ``callback`` at every change of status, from whichever thread changes it."""
-        self._watchers.append(callback)
+    @property
+    def num_flights(self) -> int:
+        """Generations that wait or run."""
+        return len(self._flights)
 
     def start(self) -> None:
-        """Begin to load; returns at once. See ``status``, ``watch`` and ``wait_ready``."""
-        self._change(State.LOADING, "starting")
-        self._engine.start()
+        """Begin to load; returns at once. Call it in the event loop."""
+        self.supervisor.start()
 
-    def wait_ready(self) -> None:
-        """Block until the service is ready.
-
-        Raises:
-            BaseException: what loading failed with.
-        """
-        self._settled.wait()
-        if self._death is not None:
-            raise self._death
+    async def drain(self, timeout: float) -> None:
+        """Take no more requests, and wait for those under way, ``timeout`` seconds at most."""
+        self.supervisor.retire()
+        deadline = time.monotonic() + timeout
+        while self._flights and (left := deadline - time.monotonic()) > 0:
+            flight = next(iter(self._flights.values()))
+            with (
+                Reply(flight, self._abandon) as reply,
+                contextlib.suppress(TimeoutError, PluribusError),
+            ):
+                await asyncio.wait_for(reply.wait(), left)
 
     async def stop(self) -> None:
-        """End the engine; requests that have not been answered fail."""
-        await asyncio.to_thread(self.close)
+        """End the engine; what has not been answered fails."""
+        self.supervisor.retire()
+        for flight in list(self._flights.values()):
+            self._end(flight, EngineError("the service was stopped before the answer was complete"))
+        await self.supervisor.stop()
 
-    def close(self) -> None:
-        """End the engine; requests that have not been answered fail."""
-        if self._status.state is not State.FAILED:
-            self._change(State.STOPPING, "shutting down")
-        if self._engine.is_alive:
-            self._engine.stop()
+    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
+        """Begin an answer, or join one that is under way and must come out the same.
 
-    async def complete(
-        self, prompt: Prompt, params: SamplingParams, *, fit: bool = False
-    ) -> Completion:
-        """Answer a prompt. Cancelling the awaiting task cancels the generation.
+        Raises:
+            EngineError: the service is loading, stopping or has failed.
+            QueueFullError: too many are waiting.
+        """
+        if self.status.state is not State.READY:
+            self.observer.request_refused(Refusal.NOT_READY)
+            raise EngineError(f"the service is {self.status.state}: {self.status.detail}")
+        if (answer := self._cache.get(query)) is not None:
+            flight = self._flight(query, tenant)
+            flight.land(answer)
+            self.observer.response_cache_hit()
+            return Reply(flight, self._abandon, cached=True)
+        if (shared := self._shared.get(query)) is not None:
+            self.observer.generation_shared()
+            return Reply(shared, self._abandon)
+        return Reply(self._begin(query, tenant), self._abandon)
+
+    def query(self, prompt: Prompt, params: SamplingParams, *, fit: bool = False) -> Query:
+        """Return what the answer will depend on. Encodes, so not for an event loop.
 
         Args:
             prompt: text, or token ids that are used as they are.
@@ -141,48 +146,9 @@ class Service:
                 choose it.
 
         Raises:
-            RequestError: the prompt is empty or too long.
-            QueueFullError: too many requests are waiting.
-            EngineError: the engine is loading, stopping or dead.
+            RequestError: the prompt is no prompt, empty or too long, or ids are not the model's.
         """
-        self._check_ready()
-        # Long prompts take a while to encode: not on the event loop.
-        query = await asyncio.to_thread(self.query, prompt, params, fit=fit)
-        cached = self._cache.get(query)
-        if cached is not None:
-            return self._completion(prompt, query, cached, cached=True)
-        answer = await asyncio.wrap_future(self._submit(query))
-        return self._completion(prompt, query, answer, cached=False)
-
-    def complete_all(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
-    ) -> list[Completion]:
-        """Answer prompts from a thread that may block, each with its parameters.
-
-        Raises:
-            RequestError: a prompt is empty or too long; nothing has run then.
-            EngineError: the engine is loading, stopping or dead.
-        """
-        self._check_ready()
-        queries = [self.query(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
-        cached = [self._cache.get(query) for query in queries]
-        futures = [
-            self._submit(query) if hit is None else _done(hit)
-            for query, hit in zip(queries, cached, strict=True)
-        ]
-        return [
-            self._completion(prompt, query, future.result(), cached=hit is not None)
-            for prompt, query, future, hit in zip(prompts, queries, futures, cached, strict=True)
-        ]
-
-    def query(self, prompt: Prompt, params: SamplingParams, *, fit: bool = False) -> Query:
-        """Return what the answer will depend on; arguments as for ``complete``.
-
-        Raises:
-            RequestError: the prompt is empty or too long, or has ids the model lacks.
-        """
-        ids = tuple(self._tokenizer.encode(prompt)) if isinstance(prompt, str) else tuple(prompt)
-        self._check_prompt(ids, is_text=isinstance(prompt, str))
+        ids = self._prompt_ids(prompt, params)
         room = self.spec.max_length - len(ids)
         if fit:
             params = replace(params, max_tokens=min(params.max_tokens, room))
@@ -193,44 +159,68 @@ class Service:
                 "prompt and answer together",
                 param="max_tokens",
             )
-        return Query(self.parts.model.fingerprint, ids, params)
+        self._check_ids("logit_bias", (id_ for id_, _ in params.logit_bias))
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        return Query(self.fingerprint, ids, params)
 
-    def _check_prompt(self, ids: tuple[int, ...], *, is_text: bool) -> None:
-        if len(ids) <= (self._num_empty if is_text else 0):
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt, beginning-of-text included.
+
+        Raises:
+            RequestError: the text is not valid Unicode.
+        """
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids.
+
+        Raises:
+            RequestError: an id is not the model's.
+        """
+        self._check_ids("tokens", ids)
+        return self._tokenizer.decode(ids)
+
+    def token_bytes(self, id_: int) -> bytes:
+        """Return what one token adds to a text."""
+        return self._tokenizer.token_bytes(id_)
+
+    def _prompt_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
+        longest = self.spec.max_length - (1 if params.max_tokens else 0)
+        if isinstance(prompt, str):
+            # What is hopelessly long is not worth the time that encoding it takes.
+            self._check_length(self._tokenizer.min_num_tokens(prompt), longest, "at least ")
+            ids, num_empty = tuple(self.encode(prompt)), self._num_empty
+        elif isinstance(prompt, list | tuple):
+            ids, num_empty = tuple(prompt), 0
+        else:
+            raise RequestError(
+                "prompt: must be text, or a list of token ids such as [2, 5, 9], "
+                f"got {reprlib.repr(prompt)}",
+                param="prompt",
+            )
+        if len(ids) <= num_empty:
             raise RequestError("prompt: must not be empty", param="prompt")
-        if len(ids) >= self.spec.max_length:
+        self._check_length(len(ids), longest)
+        self._check_ids("prompt", ids)
+        return ids
+
+    def _check_length(self, num_tokens: int, longest: int, about: str = "") -> None:
+        if num_tokens > longest:
             raise RequestError(
-                f"prompt: {len(ids)} tokens are too many; {self.spec.name} takes "
+                f"prompt: {about}{num_tokens} tokens are too many; {self.spec.name} takes "
                 f"{self.spec.max_length} tokens of prompt and answer together, so at most "
-                f"{self.spec.max_length - 1} of prompt",
-                param="prompt",
-            )
-        if not is_text and not all(0 <= id_ < self.spec.num_token_ids for id_ in ids):
-            raise RequestError(
-                f"prompt: token ids must be from 0 to {self.spec.num_token_ids - 1}",
+                f"{longest} of prompt",
                 param="prompt",
             )
 
-    def _submit(self, query: Query) -> Future[Answer]:
-        future = self._engine.submit(query.prompt, query.params)
-        future.add_done_callback(lambda done: self._remember(query, done))
-        return future
-
-    def _remember(self, query: Query, future: Future[Answer]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._cache.put(query, future.result())
-
-    def _completion(
-        self, prompt: Prompt, query: Query, answer: Answer, *, cached: bool
-    ) -> Completion:
-        return Completion(
-            prompt=prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt),
-            text=self._tokenizer.decode(answer.tokens),
-            tokens=answer.tokens,
-            num_prompt_tokens=len(query.prompt),
-            finish_reason=answer.finish_reason,
-            cached=cached,
-        )
+    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
+        limit = self.spec.num_token_ids
+        for id_ in ids:
+            if type(id_) is not int or not 0 <= id_ < limit:
+                raise RequestError(
+                    f"{param}: token ids must be from 0 to {limit - 1}, got {reprlib.repr(id_)}",
+                    param=param,
+                )
 
     def _pinned_query(self, request: dict[str, Any]) -> Query:
         fields = dict(request)
@@ -241,40 +231,104 @@ class Service:
         except (KeyError, TypeError, RequestError) as error:
             raise ConfigError(f"cache.response.pinned: {request}: {error}") from error
 
-    def _check_ready(self) -> None:
-        status = self._status
-        if status.state is not State.READY:
-            raise EngineError(f"the service is {status.state}: {status.detail}")
+    def engine_ready(self, message: Ready) -> None:
+        """Start what waits for an engine; see supervisor.Listener."""
+        self.num_kv_tokens = message.num_kv_tokens
+        for flight in self._flights.values():
+            self._launch(flight)
 
-    def _start_core(self) -> EngineCore:
-        with report_progress(self.spec.name) as progress:
+    def engine_spoke(self, message: Stepped | Refused) -> None:
+        """Hand on what came of a step; see supervisor.Listener."""
+        if isinstance(message, Refused):
+            if flight := self._flights.get(message.id):
+                self._end(flight, RequestError(message.message, param=message.param))
+            return
+        self.stats = message.stats
+        self.observer.engine_spoke(message.stats)
+        for output in message.outputs:
+            if flight := self._flights.get(output.id):
+                self._extend(flight, output)
 
-            def report(done: int, total: int) -> None:
-                progress(done, total)
-                self._change(State.LOADING, f"{100 * done // max(total, 1)} % of the weights")
+    def engine_died(self, reason: str) -> None:
+        """Fail what has been shown to somebody, and keep the rest for the next engine."""
+        self.stats = None
+        gives_up = self.status.state is not State.LOADING
+        for flight in list(self._flights.values()):
+            if gives_up or flight.is_delivered or flight.num_attempts >= MAX_ATTEMPTS:
+                self._end(flight, EngineError(f"the engine died: {reason}"))
+            else:
+                flight.restart()
 
-            return runtime.start(self.parts, self.plugins, report)
+    def _extend(self, flight: Flight, output: Output) -> None:
+        self.observer.tokens_came(flight, len(output.tokens))
+        flight.extend(output)
+        if flight.is_over:
+            if output.finish_reason is None:
+                # A stop string: the engine knows no text.
+                self.supervisor.send(Cancel(output.id))
+            self._cache.put(flight.query, flight.answer())
+            self._forget(flight)
+            self.observer.generation_ended(flight)
 
-    def _ready(self) -> None:
-        self._change(State.READY, f"serving {self.spec.name}")
-        self._settled.set()
+    def _abandon(self, flight: Flight) -> None:
+        """Cancel a generation unless somebody still listens or it is over."""
+        if not flight.listeners and flight.submit.id in self._flights:
+            self.supervisor.send(Cancel(flight.submit.id))
+            self._forget(flight)
+            self.observer.generation_cancelled(flight)
 
-    def _died(self, error: BaseException) -> None:
-        self._death = error
-        self._change(State.FAILED, f"{type(error).__name__}: {error}")
-        self._settled.set()
+    def _begin(self, query: Query, tenant: Tenant) -> Flight:
+        if len(self._flights) >= self.max_flights:
+            self.observer.request_refused(Refusal.QUEUE_FULL)
+            raise QueueFullError(
+                f"{len(self._flights)} requests are waiting or running, as many as "
+                "queue.max_size and batcher.max_batch_size allow; try again later"
+            )
+        try:
+            self._limiter.enter(tenant, time.monotonic())
+        except QueueFullError:
+            self.observer.request_refused(Refusal.TENANT_LIMIT)
+            raise
+        flight = self._flight(query, tenant)
+        self._flights[flight.submit.id] = flight
+        if query.params.is_reproducible:
+            self._shared[query] = flight
+        self.supervisor.set_has_work(True)
+        self._launch(flight)
+        self.observer.generation_began(flight)
+        return flight
 
-    def _change(self, state: State, detail: str) -> None:
-        with self._lock:
-            ended = self._status.state in (State.STOPPING, State.FAILED)
-            if ended and state is not State.FAILED:
-                return
-            self._status = Status(state, detail)
-        for watcher in self._watchers:
-            watcher(Status(state, detail))
+    def _flight(self, query: Query, tenant: Tenant) -> Flight:
+        params = query.params
+        if params.seed is None:
+            # Drawn here, so that a generation that has to start again comes out the same.
+            params = replace(params, seed=_random.getrandbits(63))
+        self._num_flights += 1
+        submit = Submit(
+            self._num_flights,
+            query.prompt,
+            params,
+            tenant.name,
+            tenant.weight,
+            salt=tenant.name,
+            request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
+        )
+        text = Detokenizer(self._tokenizer, query.prompt, params.stop)
+        return Flight(query=query, tenant=tenant, submit=submit, detokenizer=text)
 
+    def _launch(self, flight: Flight) -> None:
+        flight.num_attempts += 1
+        self.supervisor.send(flight.submit)
 
-def _done(answer: Answer) -> Future[Answer]:
-    future: Future[Answer] = Future()
-    future.set_result(answer)
-    return future
+    def _end(self, flight: Flight, error: PluribusError) -> None:
+        self._forget(flight)
+        flight.fail(error)
+        self.observer.generation_ended(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        self._limiter.leave(flight.tenant)
+        del self._flights[flight.submit.id]
+        if self._shared.get(flight.query) is flight:
+            del self._shared[flight.query]
+        if not self._flights:
+            self.supervisor.set_has_work(False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pluribus.generation import SamplingParams, TokenLogprobs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
@@ -18,17 +20,16 @@ class Admission:
         slot: row of the device's state.
         prompt: its token ids.
         max_length: tokens of prompt and answer at most.
-        temperature, top_k, top_p, seed: see SamplingParams; ``seed`` is set.
+        params: how to choose its tokens; its seed is set.
+        banned: ids that may not come up before ``params.min_tokens`` have been generated.
         placement: what the KV ledger promised it, for the KV store.
     """
 
     slot: int
     prompt: tuple[int, ...]
     max_length: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
+    params: SamplingParams
+    banned: tuple[int, ...]
     placement: tuple[int, ...]
 
 
@@ -36,13 +37,15 @@ class Admission:
 class Row:
     """Compute ``num_tokens`` tokens of ``slot``, from position ``start``.
 
-    ``samples`` says that they reach the end of what is known, so that a token follows.
+    ``samples`` says that they reach the end of what is known, so that a token follows;
+    ``scores`` that how likely each prompt token among them makes its successor is wanted.
     """
 
     slot: int
     start: int
     num_tokens: int
     samples: bool
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step: one token id for each row that samples, in row order."""
+    """What came of a step.
+
+    Attributes:
+        tokens: one token id for each row that samples, in row order.
+        logprobs: of each of them where its slot asked for logprobs, else None; or empty where
+            no slot did.
+        scores: for each row that scores, in row order, the logprobs of the prompt tokens at
+            positions ``start + 1`` to ``start + num_tokens``, as far as the prompt goes.
+    """
 
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    scores: tuple[tuple[TokenLogprobs, ...], ...] = ()

@@ -23,6 +23,11 @@ def batcher_of(*members: Generation, max_batch_size: int = 16) -> BucketBatcher:
     return batcher
 
 
+def may_follow(head: SamplingParams, params: SamplingParams) -> bool:
+    alike = replace(params, max_tokens=head.max_tokens, prompt_logprobs=head.prompt_logprobs)
+    return params.max_tokens <= head.max_tokens and alike == head
+
+
 class BucketMachine(BatcherMachine):
     def check_batch(self, batch: Batch, joining: list[Generation]) -> None:
         super().check_batch(batch, joining)
@@ -34,15 +39,10 @@ class BucketMachine(BatcherMachine):
 
     def _check_rule(self, joining: list[Generation]) -> None:
         head = joining[0].params
-        for member in joining:
-            assert member.params.max_tokens <= head.max_tokens
-            assert replace(member.params, max_tokens=head.max_tokens) == head
+        assert all(may_follow(head, member.params) for member in joining)
         rest = self.waiting[len(joining) :]
-        if rest and len(joining) < self.max_batch_size:
-            candidate = rest[0]
-            alike = replace(candidate.params, max_tokens=head.max_tokens) == head
-            alike = alike and candidate.params.max_tokens <= head.max_tokens
-            assert not alike or candidate.max_length > self.ledger.room, "the batch stopped early"
+        if rest and len(joining) < self.max_batch_size and may_follow(head, rest[0].params):
+            assert not self.ledger.would_reserve(rest[0]), "the batch stopped early"
 
 
 class TestBucketBatcher(BatcherContract):

@@ -46,10 +46,8 @@ def admission(slot: int, prompt_length: int, max_length: int) -> Admission:
         slot=slot,
         prompt=(2,) * prompt_length,
         max_length=max_length,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
+        params=SamplingParams(max_tokens=max_length - prompt_length),
+        banned=(),
         placement=(),
     )
 
@@ -127,6 +125,18 @@ def test_a_wider_row_is_refused_when_the_others_would_not_fit_beside_it() -> Non
     assert ledger.try_reserve(generation(1, prompt=(2,)))
     assert not ledger.try_reserve(generation(2, prompt=(2,) * 7))
     assert ledger.try_reserve(generation(3, prompt=(2,) * 6))
+
+
+def test_what_is_used_is_the_rectangle() -> None:
+    ledger = ContiguousKVCache(ContiguousConfig()).ledger(shape(num_tokens=64))
+    long, short = generation(1, prompt=(2,) * 6), generation(2, prompt=(2,))  # 10 and 5 tokens
+    for member, num_used_tokens in [(long, 10), (short, 20)]:
+        assert ledger.try_reserve(member)
+        assert ledger.num_used_tokens == num_used_tokens
+    ledger.release(long)
+    assert ledger.num_used_tokens == 20
+    ledger.release(short)
+    assert ledger.num_used_tokens == 0
 
 
 def test_nobody_is_let_into_a_batch_that_has_started() -> None:

@@ -1,103 +1,28 @@
-"""The engine's core and thread, driven by fakes: no model, no tensors."""
+"""The engine's core, driven by fakes: no model, no tensors."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluribus import (
-    Batch,
-    EngineError,
-    Executor,
-    FinishReason,
-    Generation,
-    KVShape,
-    QueueFullError,
-    RequestError,
-    SamplingParams,
-    Step,
-    StepResult,
-)
+from framework.counting import EOS, CountingExecutor, ask, core
+from pluribus import Batch, FinishReason, Generation, PluginError, RequestError
 from pluribus.engine.core import EngineCore, Observer
-from pluribus.engine.thread import EngineThread
+from pluribus.engine.messages import Output
 from pluribus.testing import RoomFor
 from pluribus_batchers.bucket import BucketBatcher, BucketConfig
 
-EOS = 2
 
-
-class CountingExecutor(Executor):
-    """Answers each row with the position of the token to come; keeps what it was sent.
-
-    ``prompt[0]`` of a generation is the position at which its text ends.
-    """
-
-    def __init__(self, num_slots: int = 4) -> None:
-        self._shape = KVShape(
-            num_layers=1,
-            num_heads=1,
-            head_dim=1,
-            num_slots=num_slots,
-            max_length=100,
-            num_tokens=1000,
-        )
-        self.steps: list[Step] = []
-        self.ends: dict[int, int] = {}
-        self.failure: Exception | None = None
-        self.is_shut_down = False
-        self.gate: threading.Event | None = None
-
-    @property
-    def kv_shape(self) -> KVShape:
-        return self._shape
-
-    def submit(self, step: Step) -> Callable[[], StepResult]:
-        if self.gate is not None:
-            self.gate.wait(10)
-        if self.failure is not None:
-            raise self.failure
-        self.steps.append(step)
-        for slot in step.evicted:
-            del self.ends[slot]
-        for admission in step.admitted:
-            assert admission.slot not in self.ends, "two generations in one slot"
-            self.ends[admission.slot] = admission.prompt[0]
-        positions = [(row.slot, row.start + row.num_tokens) for row in step.rows if row.samples]
-        tokens = tuple(
-            EOS if position == self.ends[slot] else 1000 + position for slot, position in positions
-        )
-        return lambda: StepResult(tokens)
-
-    def shutdown(self) -> None:
-        self.is_shut_down = True
-
-
-def core(
-    executor: CountingExecutor, lookahead: int = 0, observer: Observer | None = None
-) -> EngineCore:
-    ledger = RoomFor(executor.kv_shape.num_tokens)
-    batcher = BucketBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
-    return EngineCore(
-        batcher, ledger, executor, frozenset({EOS}), observer or Observer(), lookahead
-    )
-
-
-def ask(id_: int, *, length: int = 3, ends_at: int = 0, **params: int) -> Generation:
-    prompt = (ends_at, *range(10, 9 + length))
-    return Generation(id=id_, prompt=prompt, params=SamplingParams(**params))
-
-
-def run(engine: EngineCore) -> None:
+def run(engine: EngineCore) -> list[Output]:
+    outputs: list[Output] = []
     for _ in range(1000):
         if not engine.has_work:
-            return
-        engine.step()
+            return outputs
+        outputs += engine.step()
     raise AssertionError("the engine never came to rest")
 
 
@@ -132,6 +57,67 @@ def test_running_ahead_submits_before_it_reads() -> None:
     engine.step()
     assert len(executor.steps) == 3
     assert generation.tokens == [1003]
+
+
+class Misplanning(BucketBatcher):
+    """Plans what a test tells it to."""
+
+    plan: Callable[[Generation], object] = staticmethod(lambda generation: None)
+
+    def add(self, generation: Generation) -> None:
+        self.only = generation
+
+    def next_batch(self) -> Batch | None:
+        return self.plan(self.only)  # type: ignore[return-value]
+
+
+def misplanning(plan: Callable[[Generation], object]) -> EngineCore:
+    engine = core(CountingExecutor(num_slots=1))
+    batcher = Misplanning(BucketConfig(max_batch_size=1), engine.ledger)
+    batcher.plan = plan
+    engine.batcher = batcher
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("plan", "breach"),
+    [
+        (lambda g: None, "plans no step while there is work and none is under way"),
+        (lambda g: Batch({}), "plans a step for no generation"),
+        (lambda g: {g: 1}, "plans a dict, not a Batch"),
+        (lambda g: Batch({g: 4}), "plans 4 tokens of generation 1, which has 3 to compute"),
+        (lambda g: Batch({g: 0}), "plans 0 tokens of generation 1, which has 3 to compute"),
+        (lambda g: Batch({ask(7): 1}), "plans a step for generation 7, which has ended"),
+    ],
+)
+def test_a_batcher_that_breaks_its_contract_is_named(
+    plan: Callable[[Generation], object], breach: str
+) -> None:
+    engine = misplanning(plan)
+    engine.add(ask(1, length=3))
+    with pytest.raises(PluginError) as caught:
+        engine.step()
+    name = f"{Misplanning.__module__}.Misplanning"
+    assert str(caught.value) == f"the batcher {name} {breach}"
+
+
+def test_a_batcher_that_starts_too_many_is_named() -> None:
+    engine = misplanning(lambda g: Batch(dict.fromkeys(both, 1)))
+    both = [ask(1), ask(2)]
+    for each in both:
+        engine.add(each)
+    with pytest.raises(PluginError, match=r"starts 2 generations at once where .* allows 1"):
+        engine.step()
+
+
+def test_a_batcher_may_wait_for_a_step_under_way() -> None:
+    engine = core(CountingExecutor(), lookahead=1)
+    engine.add(generation := ask(1, max_tokens=1))
+    assert engine.step() == []
+    assert engine.batcher.next_batch() is None
+    run(engine)
+    assert generation.finish_reason is FinishReason.LENGTH
+    assert engine.step() == []
 
 
 asks = st.lists(
@@ -177,13 +163,74 @@ def test_what_cannot_ever_fit_is_refused_with_the_setting_to_change() -> None:
         engine.add(ask(1, length=3, max_tokens=5000))
 
 
-def test_a_seed_is_drawn_where_none_is_given() -> None:
+def test_scoring_alone_generates_nothing() -> None:
     engine = core(CountingExecutor())
-    free, seeded = ask(1), ask(2, seed=7)
-    engine.add(free)
-    engine.add(seeded)
-    assert free.params.seed is not None
-    assert seeded.params.seed == 7
+    engine.add(generation := ask(1, length=3, max_tokens=0, prompt_logprobs=0))
+    outputs = run(engine)
+    assert generation.finish_reason is FinishReason.LENGTH
+    assert generation.tokens == []
+    assert [score.token for score in outputs[0].prompt_logprobs] == [1, 2]
+
+
+def test_every_token_and_logprob_is_reported_once() -> None:
+    engine = core(CountingExecutor(), lookahead=1)
+    engine.add(ask(1, length=4, max_tokens=5, logprobs=0, prompt_logprobs=0))
+    outputs = run(engine)
+    assert [token for output in outputs for token in output.tokens] == [
+        1004,
+        1005,
+        1006,
+        1007,
+        1008,
+    ]
+    assert [one.token for output in outputs for one in output.logprobs] == [
+        1004, 1005, 1006, 1007, 1008,
+    ]  # fmt: skip
+    assert [len(output.prompt_logprobs) for output in outputs] == [3, 0, 0, 0, 0]
+    assert [output.finish_reason for output in outputs] == [None] * 4 + [FinishReason.LENGTH]
+
+
+def test_other_ids_may_end_a_generation_and_the_end_of_text_may_not() -> None:
+    engine = core(CountingExecutor())
+    engine.add(stopped := ask(1, stop_token_ids=(1005,), max_tokens=9))
+    engine.add(unstopped := ask(2, ends_at=4, ignore_eos=True, max_tokens=3))
+    run(engine)
+    assert (stopped.tokens, stopped.finish_reason) == ([1003, 1004], FinishReason.STOP)
+    assert (unstopped.tokens, unstopped.finish_reason) == ([1003, EOS, 1005], FinishReason.LENGTH)
+
+
+def test_what_may_end_it_is_banned_until_there_are_enough_tokens() -> None:
+    executor = CountingExecutor()
+    engine = core(executor)
+    engine.add(ask(1, max_tokens=3, min_tokens=2, stop_token_ids=(7,)))
+    engine.add(ask(2, max_tokens=3, min_tokens=2, stop_token_ids=(7,), ignore_eos=True))
+    engine.add(ask(3, max_tokens=3, stop_token_ids=(7,)))
+    engine.step()
+    assert [admission.banned for admission in executor.steps[0].admitted] == [(7, EOS), (7,), ()]
+
+
+def test_timing_says_where_the_time_went() -> None:
+    engine = core(CountingExecutor())
+    engine.add(ask(1, max_tokens=3))
+    engine.add(ask(2, max_tokens=1))
+    timings = {output.id: output.timing for output in run(engine) if output.timing}
+    assert timings[1].mean_batch_size == pytest.approx(4 / 3)
+    assert timings[2].mean_batch_size == 2
+    assert min(timings[1].queue, timings[1].prefill, timings[1].decode) >= 0
+
+
+def test_stats_count_what_happened() -> None:
+    engine = core(CountingExecutor(num_slots=1))
+    engine.add(ask(1, length=3, max_tokens=2))
+    engine.add(ask(2, length=5, max_tokens=2))
+    engine.step()
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_kv_tokens_used) == (1, 1, 5)
+    assert (stats.batch_size, stats.num_batch_tokens, stats.num_prompt_tokens) == (1, 3, 3)
+    run(engine)
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_kv_tokens_used) == (0, 0, 0)
+    assert (stats.num_steps, stats.num_prompt_tokens) == (4, 8)
 
 
 def test_observers_hear_of_steps_and_ends() -> None:
@@ -203,95 +250,3 @@ def test_observers_hear_of_steps_and_ends() -> None:
     engine.add(ask(1, max_tokens=2))
     run(engine)
     assert recorder.events == [1, FinishReason.LENGTH, 1]
-
-
-class Running:
-    """An EngineThread on fakes."""
-
-    def __init__(self, executor: CountingExecutor, max_waiting: int = 100) -> None:
-        self.ready = threading.Event()
-        self.deaths: list[BaseException] = []
-        self.thread = EngineThread(
-            lambda: core(executor), self.ready.set, self.deaths.append, max_waiting
-        )
-        self.thread.start()
-        assert self.ready.wait(10)
-
-
-PARAMS = SamplingParams(max_tokens=4)
-
-
-def test_a_future_brings_the_answer() -> None:
-    running = Running(CountingExecutor())
-    answer = running.thread.submit((0, 11), PARAMS).result(10)
-    assert answer.tokens == (1002, 1003, 1004, 1005)
-    running.thread.stop()
-    assert not running.deaths
-
-
-def test_a_refused_generation_does_not_disturb_the_others() -> None:
-    running = Running(CountingExecutor())
-    good = running.thread.submit((0, 11), PARAMS)
-    bad = running.thread.submit((0, 11), replace(PARAMS, max_tokens=5000))
-    also_good = running.thread.submit((0, 11), PARAMS)
-    with pytest.raises(RequestError):
-        bad.result(10)
-    assert good.result(10) == also_good.result(10)
-    running.thread.stop()
-
-
-def test_cancelling_a_future_takes_the_generation_out() -> None:
-    executor = CountingExecutor()
-    executor.gate = threading.Event()
-    running = Running(executor)
-    slow = running.thread.submit((0, 11), replace(PARAMS, max_tokens=900))
-    assert slow.cancel()
-    executor.gate.set()
-    running.thread.submit((0, 11), PARAMS).result(10)
-    assert len(executor.steps) < 20
-    running.thread.stop()
-
-
-def test_a_full_queue_sends_away() -> None:
-    executor = CountingExecutor(num_slots=1)
-    executor.gate = threading.Event()
-    running = Running(executor, max_waiting=3)
-    futures = [running.thread.submit((0, 11), PARAMS) for _ in range(3)]
-    with pytest.raises(QueueFullError, match=r"3 requests are waiting.*queue.max_size"):
-        running.thread.submit((0, 11), PARAMS)
-    executor.gate.set()
-    for future in futures:
-        future.result(10)
-    running.thread.submit((0, 11), PARAMS).result(10)
-    running.thread.stop()
-
-
-def test_a_dying_engine_fails_everyone_who_waits_and_everyone_who_comes() -> None:
-    executor = CountingExecutor()
-    executor.gate = threading.Event()
-    running = Running(executor)
-    futures = [running.thread.submit((0, 11), PARAMS) for _ in range(9)]
-    executor.failure = ValueError("the device is on fire")
-    executor.gate.set()
-    for future in futures:
-        with pytest.raises(EngineError, match="the engine died: the device is on fire"):
-            future.result(10)
-    with pytest.raises(EngineError, match="takes no more requests"):
-        running.thread.submit((0, 11), PARAMS)
-    running.thread.stop()
-    assert [str(death) for death in running.deaths] == ["the device is on fire"]
-
-
-def test_stopping_fails_what_is_unfinished_and_frees_the_ranks() -> None:
-    executor = CountingExecutor()
-    executor.gate = threading.Event()
-    running = Running(executor)
-    future = running.thread.submit((0, 11), replace(PARAMS, max_tokens=900))
-    stopper = threading.Thread(target=running.thread.stop)
-    stopper.start()
-    executor.gate.set()
-    stopper.join(10)
-    with pytest.raises(EngineError, match="stopped before the answer was complete"):
-        future.result(10)
-    assert executor.is_shut_down
-    assert not running.thread.is_alive

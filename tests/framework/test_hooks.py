@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import make_dataclass
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def plugins_with(**hooks: Callable[..., Any]) -> Plugins:
 )
 def test_a_class_is_offered_under_its_name(hook: str, kind: Kind[Any]) -> None:
     abstract = kind.interface.__abstractmethods__
-    cls = type("Mine", (kind.interface,), dict.fromkeys(abstract))
+    config = make_dataclass("Config", [(setting, int, 1) for setting in kind.settings])
+    cls = type("Mine", (kind.interface,), {**dict.fromkeys(abstract), "Config": config})
     plugins = plugins_with(**{hook: lambda: {"mine": cls}})
     plugins.check()
     assert plugins.find(kind, "mine") is cls
@@ -82,6 +84,16 @@ def test_routes_of_a_plugin_are_served_beside_ours() -> None:
     client = TestClient(create_app(service, ServerConfig(), routes))
     assert client.get("/model").text == "fake"
     assert client.get("/livez").text != "fake", "a plugin replaced one of our routes"
+
+
+async def _answer(_: Request) -> PlainTextResponse:
+    return PlainTextResponse("mine")
+
+
+@pytest.mark.parametrize("offered", [Route("/mine", _answer), ["r"], "/mine", {"/mine": _answer}])
+def test_routes_that_are_none_are_refused_in_the_plugin_s_name(offered: object) -> None:
+    with pytest.raises(PluginError, match=r"'mine' .*: register_routes must return a list of rout"):
+        plugins_with(register_routes=lambda: offered).routes(FakeService())
 
 
 def test_a_plugin_that_fails_to_make_its_routes_is_named() -> None:

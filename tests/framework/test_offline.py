@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,19 @@ PROMPTS = [
 GREEDY = SamplingParams(max_tokens=24, temperature=0)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine("batcher.max_batch_size=4", "cache.kv.memory=512MiB") as engine:
+KINDS = {
+    "continuous": [],
+    "small chunks": ["batcher.max_batch_tokens=5", "cache.kv.block_size=4"],
+    "fair": ["batcher=fair"],
+    "bucket": ["batcher=bucket", "cache/kv=contiguous"],
+    "run-ahead": ["engine.lookahead=2"],
+    "tensor": ["parallel=tensor", "parallel.size=2"],
+}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine("batcher.max_batch_size=4", *request.param) as engine:
         yield engine
 
 
@@ -97,7 +111,8 @@ def test_company_changes_no_answer(
     ]
     together = engine.generate(prompts, params)
     for prompt, one, answer in zip(prompts, params, together, strict=True):
-        assert engine.generate(prompt, one) == [answer]
+        [alone] = engine.generate(prompt, one)
+        assert (alone.tokens, alone.text) == (answer.tokens, answer.text)
 
 
 def test_token_ids_are_used_as_they_are(engine: Engine) -> None:
@@ -119,7 +134,7 @@ def test_the_whole_length_can_be_used(engine: Engine) -> None:
     [
         ("", GREEDY, "prompt: must not be empty"),
         ([], GREEDY, "prompt: must not be empty"),
-        ([2, 8192], GREEDY, "token ids must be from 0 to 8191"),
+        ([2, 8192], GREEDY, "token ids must be from 0 to 8191, got 8192"),
         ([2] * 1024, GREEDY, "1024 tokens are too many.*at most 1023"),
         ([2] * 1001, GREEDY, r"max_tokens: 24 is more than the 23 that fit after a prompt of 1001"),
     ],
@@ -129,6 +144,78 @@ def test_a_prompt_that_cannot_be_served_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         engine.generate([prompt], params)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts: must be a text or a list of prompts, got None"),
+        (5, "prompts: must be a text or a list of prompts, got 5"),
+        (b"hi", "prompts: must be a text or a list of prompts, got b'hi'"),
+        ({"a": 1}, "prompts: must be a text or a list of prompts, got {'a': 1}"),
+        ([2, 5, 9], r"prompt: must be text, or a list of token ids such as \[2, 5, 9\], got 2"),
+        (["a", 5], "prompt: must be text, or a list of token ids .*, got 5"),
+        ([None], "prompt: must be text, or a list of token ids .*, got None"),
+        ([b"hi"], "prompt: must be text, or a list of token ids .*, got b'hi'"),
+        ([[True]], "prompt: token ids must be from 0 to 8191, got True"),
+        (["once upon " * 2000], "prompt: at least [0-9]{4,} tokens are too many.*at most 1023"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_in_words(engine: Engine, prompts: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        engine.generate(prompts, GREEDY)
+
+
+@pytest.mark.parametrize("params", [5, {"max_tokens": 5}, ["a"], [None]], ids=repr)
+def test_what_is_no_params_is_refused_in_words(engine: Engine, params: Any) -> None:
+    with pytest.raises(RequestError, match="params: must be SamplingParams or a list of them, got"):
+        engine.generate("a", params)
+
+
+def threads() -> set[threading.Thread]:
+    """Return the engines' threads."""
+    return {thread for thread in threading.enumerate() if thread.name in {"front", "engine"}}
+
+
+def interrupt_once(condition: Callable[[], bool]) -> threading.Thread:
+    """Send this process what Ctrl-C sends, as soon as a condition holds."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_an_interrupted_start_leaves_no_thread() -> None:
+    before = threads()
+    interrupter = interrupt_once(lambda: "engine" in {each.name for each in threads() - before})
+    with pytest.raises(KeyboardInterrupt):
+        Engine("batcher.max_batch_size=1")
+    interrupter.join()
+    assert threads() == before
+
+
+def test_a_failed_start_leaves_no_thread() -> None:
+    before = threads()
+    with pytest.raises(EngineError):
+        Engine("cache.kv.memory=1KiB")
+    assert threads() == before
+
+
+def test_an_interrupted_answer_is_computed_no_further() -> None:
+    with Engine("batcher.max_batch_size=1") as engine:
+        interrupter = interrupt_once(lambda: engine.service.num_flights > 0)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(["A"] * 50, SamplingParams(max_tokens=200, ignore_eos=True))
+        interrupter.join()
+        [answer] = engine.generate("A", SamplingParams(max_tokens=1))
+        assert len(answer.tokens) == 1
+        assert engine.service.num_flights == 0
 
 
 def test_one_params_for_all_or_one_for_each(engine: Engine) -> None:
@@ -161,7 +248,7 @@ TINY = ("batcher.max_batch_size=1", f"model.tokenizer={STORIES}")
 def test_a_closed_engine_says_so() -> None:
     engine = Engine("batcher.max_batch_size=1")
     engine.close()
-    with pytest.raises(EngineError, match="stopping"):
+    with pytest.raises(EngineError, match="the engine is closed"):
         engine.generate("a")
 
 
@@ -173,7 +260,7 @@ def test_a_closed_engine_says_so() -> None:
         ("device=tpu", ConfigError, "device must be one of auto, cpu, cuda; got 'tpu'"),
         ("dtype=int8", ConfigError, "dtype must be one of"),
         ("queue.max_size=0", ConfigError, "queue.max_size must be at least 1"),
-        ("cache.kv.memory=1KiB", ConfigError, "cache.kv.memory=1KiB gives .* room for 0 tokens"),
+        ("cache.kv.memory=1KiB", EngineError, "cache.kv.memory=1KiB gives .* room for 0 tokens"),
         ("cache.kv.memory=lots", ConfigError, "cache.kv.memory"),
         ("model.checkpoint=./nowhere", CheckpointError, "nowhere"),
     ],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pluribus.generation import SamplingParams
 from pluribus.parallel.group import TensorParallel
 from pluribus.step import Admission, Row
 from pluribus.testing.reference import ReferenceKVStore
@@ -61,10 +62,8 @@ class Reading:
         ]
         for row in rows:
             self.num_read[row.slot] += row.num_tokens
-        logits: Tensor = self.network(
-            torch.tensor(tokens), layout.positions, self.store, layout.last
-        )
-        return logits
+        hidden = self.network(torch.tensor(tokens), layout.positions, self.store, layout.last)
+        return self.network.logits(hidden)
 
 
 def _admission(slot: int, prompt: Sequence[int]) -> Admission:
@@ -72,10 +71,8 @@ def _admission(slot: int, prompt: Sequence[int]) -> Admission:
         slot=slot,
         prompt=tuple(prompt),
         max_length=len(prompt) + 1,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
+        params=SamplingParams(seed=0),
+        banned=(),
         placement=(),
     )
 

@@ -103,12 +103,13 @@ def test_logits_do_not_depend_on_how_texts_are_cut_into_steps(data: st.DataObjec
         left = {slot: n for slot, count in left.items() if (n := count - plan.get(slot, 0))}
 
 
-def test_logits_are_those_at_last_in_its_order() -> None:
+def test_logits_are_those_that_are_wanted_in_their_order() -> None:
     store = Reading(ours("pre-norm"), [TEXT]).store
     layout = store.begin([Row(0, 0, len(TEXT), samples=True)])
-    last = torch.tensor([7, 2])
-    logits = ours("pre-norm")(torch.tensor(TEXT), layout.positions, store, last)
-    assert_same(logits, expected("pre-norm", TEXT)[last])
+    wanted = torch.tensor([7, 2])
+    hidden = ours("pre-norm")(torch.tensor(TEXT), layout.positions, store, wanted)
+    assert_same(ours("pre-norm").logits(hidden), expected("pre-norm", TEXT)[wanted])
+    assert_same(ours("pre-norm").logits(hidden[1:]), expected("pre-norm", TEXT)[wanted[1:]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -8,7 +8,7 @@ import sys
 from pluribus.logs import configure_logging
 from pluribus.server.config import ServerConfig
 from pluribus.server.run import run_server
-from pluribus.service import State
+from pluribus.supervisor import State
 from server.fakes import FakeService
 
 

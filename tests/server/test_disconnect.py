@@ -28,9 +28,9 @@ def test_a_client_that_leaves_cancels_its_generation() -> None:
     with listening(service) as url:
         with connect(url) as client:
             client.sendall(REQUEST + BODY)
-            assert service.running.wait(10)
-            assert not service.cancelled.is_set()
-        assert service.cancelled.wait(10)
+            assert service.engine.running.wait(10)
+            assert not service.engine.cancelled.is_set()
+        assert service.engine.cancelled.wait(10)
 
 
 def test_a_client_that_leaves_in_mid_request_is_no_error() -> None:
@@ -52,4 +52,4 @@ def test_a_client_that_waits_gets_its_answer() -> None:
     with listening(service) as url, connect(url) as client:
         client.sendall(REQUEST + BODY)
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
-    assert not service.cancelled.is_set()
+    assert not service.engine.cancelled.is_set()

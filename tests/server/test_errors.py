@@ -16,7 +16,7 @@ from server.fakes import FakeService, client_of, refusing
 
 CLIENT = client_of(FakeService())
 JSON = {"Content-Type": "application/json"}
-FIELDS = ("prompt", "max_tokens", "top_k", "top_p", "temperature", "seed")
+FIELDS = ("prompt", "max_tokens", "top_k", "top_p", "temperature", "seed", "stream")
 
 
 def error_of(response: Any) -> dict[str, Any]:
@@ -102,7 +102,8 @@ BAD = [
     field("seed", "-1", "seed: -1 is below the minimum, 0"),
     field("seed", str(2**63), "is above the maximum, 9223372036854775807"),
     field("max_token", "5", "unknown field 'max_token' (did you mean 'max_tokens'?); allowed: "),
-    field("stream", "true", "unknown field 'stream'; allowed: " + ", ".join(FIELDS)),
+    field("echo", "true", "unknown field 'echo'; allowed: " + ", ".join(FIELDS)),
+    field("stream", "1", "stream: 1 is not true or false"),
     Bad('{"\\ud800": 5}', 400, None, "a field's name holds half a surrogate pair"),
     Bad(json.dumps(dict.fromkeys(map(str, range(1001)))), 400, None, "1001 fields; 1000 are"),
     field("", "5", "unknown field ''"),
@@ -199,14 +200,23 @@ def test_says_that_there_is_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(EngineError("still loading"), "not_ready"), (QueueFullError("1024 wait"), "queue_full")],
-    ids=["loading", "full"],
+    ("error", "status", "code", "retry_after"),
+    [
+        (EngineError("still loading"), 503, "not_ready", 5),
+        (QueueFullError("1024 wait"), 503, "queue_full", 1),
+        (QueueFullError("8 wait", is_tenant=True), 429, "rate_limit_exceeded", 1),
+        (QueueFullError("8", is_tenant=True, retry_after=2.1), 429, "rate_limit_exceeded", 3),
+    ],
+    ids=["loading", "full", "yours are too many", "wait longer"],
 )
-def test_says_when_to_come_back(error: PluribusError, code: str) -> None:
-    response = refusing(error).post("/generation", json={"prompt": "Once"})
-    assert response.status_code == 503
-    assert int(response.headers["Retry-After"]) >= 1
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ["/generation", "/v1/completions"])
+def test_says_when_to_come_back(
+    path: str, streams: bool, error: PluribusError, status: int, code: str, retry_after: int
+) -> None:
+    response = refusing(error).post(path, json={"prompt": "Once", "stream": streams})
+    assert response.status_code == status
+    assert response.headers["Retry-After"] == str(retry_after)
     told = error_of(response)
     assert (told["message"], told["code"]) == (str(error), code)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pluribus.generation import MAX_SEED, SamplingParams
-from server.fakes import CONTINUATION, FakeService, client_of
+from pluribus_caches.response.lru import LRUConfig, LRUResponseCache
+from server.fakes import CONTINUATION, FakeService, client_of, events_of
 
 
 def sampled(**fields: Any) -> tuple[SamplingParams, bool]:
@@ -80,6 +81,25 @@ def test_takes_any_text(prompt: str) -> None:
     response = client_of(FakeService()).post("/generation", json={"prompt": prompt})
     assert response.status_code == 200
     assert response.json()["text"].endswith(CONTINUATION)
+
+
+def test_streams_the_continuation_alone() -> None:
+    service = FakeService(notes=("The weights are random.",))
+    response = client_of(service).post("/generation", json={"prompt": "Once", "stream": True})
+    events = events_of(response)
+    assert "".join(event["text"] for event in events) == CONTINUATION
+    assert [event.get("finish_reason") for event in events] == [None] * (len(events) - 1) + ["stop"]
+    assert [event.get("note") for event in events][-1] == "The weights are random."
+
+
+def test_a_cached_answer_says_so() -> None:
+    service = FakeService(cache=LRUResponseCache(LRUConfig()))
+    client, headers = client_of(service), []
+    for streams in (False, False, True):
+        body = {"prompt": "Once", "seed": 1, "stream": streams}
+        headers.append(client.post("/generation", json=body).headers.get("X-Cache"))
+    assert headers == [None, "hit", "hit"]
+    assert len(service.engine.submitted) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from pluribus.service import State
+from pluribus.supervisor import State
 from server.fakes import FakeService, client_of
 
 
@@ -22,12 +22,18 @@ def test_only_a_ready_service_is_ready(path: str, state: State) -> None:
     assert (body["state"], body["detail"]) == (state, "40 % of the weights")
 
 
-@pytest.mark.parametrize("state", [State.LOADING, State.READY])
-def test_a_service_is_alive_while_its_engine_is(state: State) -> None:
+@pytest.mark.parametrize("state", [State.LOADING, State.READY, State.STOPPING])
+def test_a_service_is_alive_until_it_has_failed(state: State) -> None:
     service = FakeService()
     service.become(state)
     assert client_of(service).get("/livez").status_code == 200
-    service.alive = False
+    service.become(State.FAILED)
+    assert client_of(service).get("/livez").status_code == 503
+
+
+def test_a_service_whose_engine_does_not_advance_is_not_alive() -> None:
+    service = FakeService()
+    service.stall()
     assert client_of(service).get("/livez").status_code == 503
 
 

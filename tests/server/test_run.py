@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -21,48 +16,7 @@ from pluribus.errors import ConfigError
 from pluribus.server.config import ServerConfig
 from pluribus.server.run import bind, run_server
 from server.fakes import FakeService
-
-TESTS = Path(__file__).parents[1]
-LIMIT = 30
-
-
-class Server:
-    """A server process whose log is read record by record."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def await_record(self, event: str) -> dict[str, Any]:
-        """Return the next log record whose event starts with ``event``."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            record: dict[str, Any] = json.loads(line)
-            if record["event"].startswith(event):
-                return record
-        raise AssertionError(f"the server ended without logging {event!r}")
-
-    def await_url(self) -> str:
-        """Return where it serves, once it is ready."""
-        match = re.search(r"http://\S+", self.await_record("serving fake on ")["event"])
-        assert match
-        return match.group()
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def exit_code(self) -> int:
-        return self.process.wait(LIMIT)
-
-
-@contextmanager
-def fake_server(**settings: Any) -> Iterator[Server]:
-    command = [sys.executable, "-m", "server.fake_server", json.dumps(settings)]
-    process = subprocess.Popen(command, cwd=TESTS, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            yield Server(process)
-        finally:
-            process.kill()
+from server.server_process import LIMIT, Server, fake_server
 
 
 @contextmanager
@@ -92,23 +46,39 @@ def test_running_requests_finish_before_it_stops() -> None:
         assert server.exit_code() == 0
 
 
-def test_nobody_new_comes_in_while_it_stops() -> None:
-    with fake_server(seconds=1) as server, request_under_way(server) as answer:
+def test_who_comes_while_it_stops_is_told_so() -> None:
+    with fake_server(seconds=2) as server, request_under_way(server) as answer:
         server.send(signal.SIGTERM)
         server.await_record("stopping")
-        port = answer.result().request.url.port
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
+        assert httpx2.get(f"{server.url}/readyz").status_code == 503
+        assert httpx2.get(f"{server.url}/livez").status_code == 200
+        response = httpx2.post(f"{server.url}/generation", json={"prompt": "Once"})
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "5"
+        assert response.json()["error"]["message"] == "the service is stopping: shutting down"
+        assert answer.result().status_code == 200
+        assert server.exit_code() == 0
 
 
 def test_requests_that_do_not_finish_in_time_are_told_so() -> None:
     with fake_server(seconds=3600, shutdown_timeout=0.2) as server:
         with request_under_way(server) as answer:
             server.send(signal.SIGTERM)
+            assert server.await_record("out of time")["num_generations"] == 1
             response = answer.result()
         assert response.status_code == 503
-        assert response.json()["error"]["message"] == "the server is stopping"
+        message = "the service was stopped before the answer was complete"
+        assert response.json()["error"]["message"] == message
         assert server.exit_code() == 0
+
+
+def test_an_idle_connection_keeps_nobody_waiting() -> None:
+    with fake_server() as server, httpx2.Client() as client:
+        client.get(server.await_url() + "/livez")
+        began = time.monotonic()
+        server.send(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert time.monotonic() - began < 5
 
 
 def test_a_second_signal_stops_it_at_once() -> None:
@@ -117,7 +87,7 @@ def test_a_second_signal_stops_it_at_once() -> None:
         server.await_record("stopping: ")
         server.send(signal.SIGTERM)
         assert server.exit_code() == 1
-        answer.exception()
+        assert answer.exception() is not None
 
 
 def test_a_service_that_cannot_start_ends_the_server() -> None:
@@ -135,6 +105,22 @@ def test_a_port_in_use_is_said_before_anything_starts() -> None:
     assert service.status.detail == "as if started"
 
 
+def test_other_machines_are_kept_out_before_anything_starts() -> None:
+    service = FakeService()
+    with pytest.raises(ConfigError, match=r"server\.host=0\.0\.0\.0 lets other machines in"):
+        run_server(service, ServerConfig(host="0.0.0.0", port=0))
+    assert service.status.detail == "as if started"
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"server\.host=192\.0\.2\.1 cannot be listened on"):
         bind(ServerConfig(host="192.0.2.1", port=0, allow_remote=True))
+
+
+def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
+    with bind(ServerConfig(port=0)) as listener:
+        host, port = listener.getsockname()
+        with socket.create_connection((host, port)):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from pluribus.engine.messages import Output, Stats, Timing
+from pluribus.engine.plan import check_plan
 from pluribus.errors import RequestError
-from pluribus.generation import Batch, FinishReason, Generation
+from pluribus.generation import Batch, FinishReason, Generation, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
 from pluribus.step import Admission, Row, Step, StepResult
-
-logger = logging.getLogger(__name__)
 
 
 class Observer:
@@ -32,9 +30,25 @@ class StepUnderWay:
     """A step that has been submitted and whose result has not been read."""
 
     batch: Batch
-    sampling: tuple[Generation, ...]
+    rows: tuple[Row, ...]
     result: Callable[[], StepResult]
     submitted: float
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """What the engine keeps of a generation beside the generation itself.
+
+    Times are seconds on the monotonic clock; the steps counted are those it took part in.
+    """
+
+    arrived: float
+    num_reported: int = 0
+    has_reported_prompt: bool = False
+    started: float = 0.0
+    first_token: float = 0.0
+    num_steps: int = 0
+    num_companions: int = 0
 
 
 class EngineCore:
@@ -49,7 +63,7 @@ class EngineCore:
         batcher: Batcher,
         ledger: KVLedger,
         executor: Executor,
-        eos_token_ids: frozenset[int],
+        eos_token_ids: tuple[int, ...],
         observer: Observer,
         lookahead: int = 0,
     ) -> None:
@@ -59,15 +73,19 @@ class EngineCore:
         self.eos_token_ids = eos_token_ids
         self.observer = observer
         self.lookahead = lookahead
+        self.num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._last_step = (0, 0, 0.0)
         self._under_way: deque[StepUnderWay] = deque()
         self._free_slots = list(reversed(range(executor.kv_shape.num_slots)))
         self._evicted: list[int] = []
-        self._num_steps = 0
+        self._running: dict[Generation, Running] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._under_way or self.batcher.num_waiting or self.batcher.num_running)
+        return bool(self._under_way or self._running)
 
     def add(self, generation: Generation) -> None:
         """Queue a generation.
@@ -82,13 +100,23 @@ class EngineCore:
                 "ask for less, or raise cache.kv.memory",
                 param="max_tokens",
             )
-        if generation.params.seed is None:
-            generation.params = replace(generation.params, seed=_fresh_seed())
         self.batcher.add(generation)
+        self._running[generation] = Running(arrived=time.monotonic())
 
-    def step(self) -> list[Generation]:
-        """Schedule, run, update; return the generations that gained a token or ended."""
+    def step(self) -> list[Output]:
+        """Schedule, run, update; return what generations have gained.
+
+        Raises:
+            PluginError: the batcher breaks its contract.
+        """
         batch = self.batcher.next_batch()
+        check_plan(
+            self.batcher,
+            batch,
+            self._running,
+            num_free_slots=len(self._free_slots),
+            is_idle=not self._under_way,
+        )
         if batch is not None:
             self._under_way.append(self._submit(batch))
         if self._under_way and (batch is None or len(self._under_way) > self.lookahead):
@@ -97,69 +125,138 @@ class EngineCore:
 
     def finish(self, generation: Generation) -> None:
         """Take a generation out, waiting or running, and give back what it held."""
+        del self._running[generation]
         self.batcher.finish(generation)
         if generation.slot is not None:
             self._evicted.append(generation.slot)
             self._free_slots.append(generation.slot)
             generation.slot = None
 
+    def stats(self) -> Stats:
+        """Return the state of things after the last step."""
+        batch_size, num_batch_tokens, step_seconds = self._last_step
+        return Stats(
+            num_steps=self.num_steps,
+            num_running=self.batcher.num_running,
+            num_waiting=self.batcher.num_waiting,
+            num_kv_tokens_used=self.ledger.num_used_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            batch_size=batch_size,
+            num_batch_tokens=num_batch_tokens,
+            step_seconds=step_seconds,
+        )
+
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
         admitted = tuple(self._admit(g) for g in batch.num_tokens if g.slot is None)
         rows = tuple(self._advance(g, count) for g, count in batch.num_tokens.items())
-        step = Step(self._num_steps, evicted, admitted, rows)
-        self._num_steps += 1
-        sampling = tuple(g for g, row in zip(batch.num_tokens, rows, strict=True) if row.samples)
-        submitted = time.perf_counter()
-        return StepUnderWay(batch, sampling, self.executor.submit(step), submitted)
+        step = Step(self.num_steps, evicted, admitted, rows)
+        self.num_steps += 1
+        submitted = time.monotonic()
+        return StepUnderWay(batch, rows, self.executor.submit(step), submitted)
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
+        self._running[generation].started = time.monotonic()
+        self._num_prompt_tokens += len(generation.prompt)
+        self._num_cached_tokens += generation.num_cached
         params = generation.params
         assert params.seed is not None
         return Admission(
             slot=generation.slot,
             prompt=generation.prompt,
             max_length=generation.max_length,
-            temperature=0.0 if params.is_greedy else params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            seed=params.seed,
+            params=params,
+            banned=self._ends(generation) if params.min_tokens else (),
             placement=self.ledger.placement(generation),
         )
+
+    def _ends(self, generation: Generation) -> tuple[int, ...]:
+        """Return the ids that end a generation."""
+        params = generation.params
+        return params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
 
     def _advance(self, generation: Generation, num_tokens: int) -> Row:
         start = generation.num_scheduled
         assert generation.slot is not None
-        assert 0 < num_tokens <= generation.num_unscheduled
         generation.num_scheduled += num_tokens
-        samples = generation.num_scheduled >= len(generation.prompt)
-        return Row(generation.slot, start, num_tokens, samples)
+        self.ledger.advance(generation)
+        in_prompt = start < len(generation.prompt)
+        return Row(
+            generation.slot,
+            start,
+            num_tokens,
+            samples=generation.num_scheduled >= len(generation.prompt),
+            scores=in_prompt and generation.params.prompt_logprobs is not None,
+        )
 
-    def _update(self, step: StepUnderWay) -> list[Generation]:
+    def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
-        # Who ended while the step was under way has no slot any more: its token is dropped.
-        changed = [
-            (generation, token)
-            for generation, token in zip(step.sampling, result.tokens, strict=True)
-            if generation.slot is not None
-        ]
-        for generation, token in changed:
-            self._append(generation, token)
-        self.observer.step_finished(step.batch, time.perf_counter() - step.submitted)
-        return [generation for generation, _ in changed]
+        seconds = time.monotonic() - step.submitted
+        self._last_step = (len(step.rows), sum(row.num_tokens for row in step.rows), seconds)
+        outputs = []
+        at, scores = 0, iter(result.scores)
+        for generation, row in zip(step.batch.num_tokens, step.rows, strict=True):
+            sampled, at = at, at + row.samples
+            scored = next(scores) if row.scores else ()
+            running = self._running.get(generation)
+            # Who ended while the step was under way is not running any more.
+            if running is None:
+                continue
+            running.num_steps += 1
+            running.num_companions += len(step.rows)
+            generation.prompt_logprobs += scored
+            if row.samples:
+                self._append(generation, running, result, sampled)
+                outputs.append(self._output(generation, running))
+        self.observer.step_finished(step.batch, seconds)
+        return outputs
 
-    def _append(self, generation: Generation, token: int) -> None:
-        if token in self.eos_token_ids:
-            generation.finish_reason = FinishReason.STOP
+    def _append(
+        self, generation: Generation, running: Running, result: StepResult, index: int
+    ) -> None:
+        running.first_token = running.first_token or time.monotonic()
+        if generation.params.max_tokens == 0:
+            generation.finish_reason = FinishReason.LENGTH
         else:
-            generation.tokens.append(token)
-            if len(generation.tokens) == generation.params.max_tokens:
-                generation.finish_reason = FinishReason.LENGTH
+            logprobs = result.logprobs[index] if result.logprobs else None
+            self._extend(generation, result.tokens[index], logprobs)
         if generation.finish_reason is not None:
             self.finish(generation)
             self.observer.generation_finished(generation)
 
+    def _extend(self, generation: Generation, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Take a token; one that ends the answer is no part of it, but told with logprobs."""
+        if logprobs is not None:
+            generation.logprobs.append(logprobs)
+        if token in self._ends(generation):
+            generation.finish_reason = FinishReason.STOP
+            return
+        generation.tokens.append(token)
+        if len(generation.tokens) == generation.params.max_tokens:
+            generation.finish_reason = FinishReason.LENGTH
 
-def _fresh_seed() -> int:
-    return random.SystemRandom().getrandbits(63)
+    def _output(self, generation: Generation, running: Running) -> Output:
+        """Return what has not been reported yet."""
+        since, running.num_reported = running.num_reported, len(generation.tokens)
+        prompt_logprobs = () if running.has_reported_prompt else tuple(generation.prompt_logprobs)
+        running.has_reported_prompt = True
+        return Output(
+            generation.id,
+            tuple(generation.tokens[since:]),
+            tuple(generation.logprobs[since:]),
+            prompt_logprobs,
+            generation.finish_reason,
+            _timing(generation, running) if generation.finish_reason else None,
+        )
+
+
+def _timing(generation: Generation, running: Running) -> Timing:
+    return Timing(
+        queue=running.started - running.arrived,
+        prefill=running.first_token - running.started,
+        decode=time.monotonic() - running.first_token,
+        num_cached=generation.num_cached,
+        mean_batch_size=running.num_companions / running.num_steps,
+    )

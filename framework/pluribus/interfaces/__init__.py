@@ -9,7 +9,15 @@ from pluribus.interfaces.kv_cache import (
     KVStore,
     TokenLayout,
 )
-from pluribus.interfaces.model import Model, ModelSpec, Network, Progress, Tokenizer
+from pluribus.interfaces.model import (
+    CheckpointReport,
+    Model,
+    ModelSpec,
+    Network,
+    Progress,
+    TextStream,
+    Tokenizer,
+)
 from pluribus.interfaces.parallelism import Executor, Launcher, Parallelism, Place
 from pluribus.interfaces.response_cache import Answer, Query, ResponseCache
 
@@ -17,6 +25,7 @@ __all__ = [
     "Answer",
     "Batcher",
     "Capability",
+    "CheckpointReport",
     "Executor",
     "KVCache",
     "KVLedger",
@@ -31,6 +40,7 @@ __all__ = [
     "Progress",
     "Query",
     "ResponseCache",
+    "TextStream",
     "TokenLayout",
     "Tokenizer",
 ]

@@ -55,6 +55,8 @@ class KVShape:
 class TokenLayout:
     """Where each token of a step sits, in the order the network computes them.
 
+    A row's tokens lie side by side, in the order of their positions.
+
     Attributes:
         slots: the slot each token belongs to, int64, [num_tokens].
         positions: its position in that slot's text, or -1 for padding, int64, [num_tokens].
@@ -77,16 +79,26 @@ class KVLedger(ABC):
     def try_reserve(self, generation: Generation) -> bool:
         """Reserve ``generation.max_length`` tokens, or change nothing and return False.
 
-        Sets ``generation.num_scheduled`` to the leading tokens already stored, if any.
+        A ledger that finds leading tokens of the prompt stored already sets
+        ``generation.num_scheduled`` and ``num_cached`` to their number: less than the whole
+        prompt, and none where ``params.prompt_logprobs`` wants every token computed.
         """
 
     @abstractmethod
     def placement(self, generation: Generation) -> tuple[int, ...]:
         """Return what the store must know of a reservation."""
 
+    def advance(self, generation: Generation) -> None:  # noqa: B027 - most have nothing to do
+        """Note that ``generation.num_scheduled`` has grown: the step that computes is planned."""
+
     @abstractmethod
     def release(self, generation: Generation) -> None:
         """Give back what ``try_reserve`` took."""
+
+    @property
+    @abstractmethod
+    def num_used_tokens(self) -> int:
+        """Tokens of room that generations hold, whether filled yet or not."""
 
     @abstractmethod
     def check_integrity(self) -> None:

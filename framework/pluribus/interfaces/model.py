@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from pluribus.errors import ConfigError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -48,6 +52,16 @@ class ModelSpec:
     notes: tuple[str, ...] = ()
 
 
+class TextStream(Protocol):
+    """The text of tokens that come one after another, never cut inside a character."""
+
+    def append(self, tokens: Sequence[int]) -> str:
+        """Return the whole characters that ``tokens`` complete."""
+
+    def finish(self) -> str:
+        """Return what is left: a character that was never completed, as U+FFFD."""
+
+
 class Tokenizer(Protocol):
     """Text to token ids and back. Called from several threads at once."""
 
@@ -61,29 +75,68 @@ class Tokenizer(Protocol):
         Special tokens spelt out in ``text`` are ordinary text: a prompt cannot end itself.
         """
 
+    def min_num_tokens(self, text: str) -> int:
+        """Return a number of tokens that ``encode(text)`` surely has, much faster than it.
+
+        It tells texts that are hopelessly long; 0 is always true.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``, special tokens left out."""
 
+    def stream(self, prompt: Sequence[int]) -> TextStream:
+        """Return a stream for the text of the tokens that follow ``prompt``."""
+
+    def token_bytes(self, id_: int) -> bytes:
+        """Return what one token adds to the text, special tokens as they are spelt."""
+
 
 class Network(Protocol):
-    """One rank's part of the decoder, weights loaded."""
+    """One rank's part of the decoder, weights loaded.
 
-    def __call__(self, tokens: Tensor, positions: Tensor, kv: KVStore, last: Tensor) -> Tensor:
+    A step calls it once, and then ``logits`` any number of times: logits are many more numbers
+    than what they are made of, so whoever needs them at many tokens takes them in pieces.
+    """
+
+    def __call__(self, tokens: Tensor, positions: Tensor, kv: KVStore, wanted: Tensor) -> Tensor:
         """Run one step.
 
         Args:
             tokens: ids, int64, shape [num_tokens]: the tokens of all rows, one after another.
             positions: of each token in its own text, counted from 0, int64, [num_tokens].
             kv: writes the step's keys and values and attends to what is stored.
-            last: where to compute logits: indices into ``tokens``, int64, [num_rows].
+            wanted: which of ``tokens`` logits may be asked for: indices, int64, [num_wanted].
 
         Returns:
-            Logits, [num_rows, vocab_size], whole on every rank.
+            What ``logits`` takes: one row for each that is wanted, [num_wanted, width].
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of some rows of what a step returned.
+
+        With several ranks, all of them ask for the same rows.
+
+        Returns:
+            [num_rows, vocab_size], whole on every rank.
         """
 
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) as weights are read."""
+
+
+class CheckpointReport(Protocol):
+    """What ``pluribus verify`` found in a checkpoint."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is wrong, for people; empty where all is well."""
+
+    def as_text(self) -> str:
+        """Return the rest of the report, for people."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of the report, ``problems`` among it, for programs."""
 
 
 class Model(ABC):
@@ -131,3 +184,33 @@ class Model(ABC):
             CheckpointError: a tensor or file is missing, unexpected, misshapen or damaged;
                 names the file and the tensor.
         """
+
+    @classmethod
+    def convert(
+        cls, config: Any, *, to: Path, dtype: str | None, max_shard_size: int, progress: Progress
+    ) -> None:
+        """Write the checkpoint as sharded safetensors; a model need not be able to.
+
+        One that was cut short goes on where it was; nothing else is ever overwritten.
+
+        Args:
+            config: an instance of ``Config``.
+            to: a new folder, or one that an earlier call did not finish.
+            dtype: of what is written; None for what each tensor has.
+            max_shard_size: bytes of a file, as far as tensors allow.
+            progress: called as files are written.
+
+        Raises:
+            ConfigError: ``to`` holds something else, or this model does not convert.
+            CheckpointError: the checkpoint is damaged, or ``to`` cannot be written.
+        """
+        raise ConfigError(f"{cls.__name__} cannot convert checkpoints: choose another model")
+
+    @classmethod
+    def verify(cls, config: Any, progress: Progress) -> CheckpointReport:
+        """Read a checkpoint through and report on it; a model need not be able to.
+
+        Raises:
+            ConfigError: there is no checkpoint to read, or this model does not verify.
+        """
+        raise ConfigError(f"{cls.__name__} cannot verify checkpoints: choose another model")

@@ -12,6 +12,8 @@ from pluribus.interfaces.model import ModelSpec
 from pluribus.step import Step, StepResult
 
 if TYPE_CHECKING:
+    import torch
+
     from pluribus.parallel.group import TensorParallel
 
 
@@ -52,8 +54,15 @@ class Parallelism(ABC):
         """Raise ConfigError if ``spec`` cannot be split so, before any device is touched."""
 
     @abstractmethod
-    def place(self, rank: int) -> Place:
-        """Return this rank's place, having joined its groups; called in the rank's process."""
+    def place(self, rank: int, device: torch.device, rendezvous: str) -> Place:
+        """Return this rank's place, having met the other ranks; called in the rank's process.
+
+        Args:
+            rank: counted from 0.
+            device: where this rank's tensors are, which decides how ranks talk.
+            rendezvous: where they meet, as torch.distributed's ``init_method``; empty for a
+                single rank.
+        """
 
 
 class Executor(ABC):
@@ -90,5 +99,19 @@ class Launcher(ABC):
         """Raise ConfigError if this many ranks cannot be launched."""
 
     @abstractmethod
-    def launch(self, start_rank: Callable[[int], Executor], world_size: int) -> Executor:
-        """Start all ranks with ``start_rank(rank)``; return the executor that drives them."""
+    def launch(
+        self,
+        start_rank: Callable[[int, str], Executor],
+        config: str,
+        world_size: int,
+        fail: Callable[[str], None],
+    ) -> Executor:
+        """Start all ranks; return the executor that drives them.
+
+        Args:
+            start_rank: builds a rank in this process, given its number and the rendezvous.
+            config: the whole configuration, in YAML, for ranks elsewhere.
+            world_size: ranks in all.
+            fail: to be called, from any thread, with what is wrong once a rank is lost; the
+                engine cannot go on.
+        """

@@ -11,8 +11,9 @@ from pluribus.interfaces import Launcher, Parallelism
 @hookimpl
 def register_parallelisms() -> Mapping[str, type[Parallelism]]:
     from pluribus.parallel.single import SingleRank
+    from pluribus.parallel.tensor import TensorParallelism
 
-    return {"single": SingleRank}
+    return {"single": SingleRank, "tensor": TensorParallelism}
 
 
 @hookimpl

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pluribus.errors import ConfigError
+TIMEOUT = timedelta(minutes=10)
+"""How long ranks wait for each other: loading takes some of them longer. Lost ranks are
+noticed by whoever watches their processes, much sooner."""
+
+
+def meet(
+    rank: int, world_size: int, device: torch.device, rendezvous: str
+) -> dist.ProcessGroup | None:
+    """Join the group of all ranks and return it; None where there is but one."""
+    if world_size == 1:
+        return None
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=rendezvous,
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
+    return dist.group.WORLD
+
+
+def smallest(value: int, device: torch.device) -> int:
+    """Return the smallest ``value`` of all ranks."""
+    if not dist.is_initialized():
+        return value
+    values = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MIN)
+    return int(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +53,14 @@ class TensorParallel:
     size: int = 1
     group: dist.ProcessGroup | None = None
 
-    def share(self, total: int, what: str) -> int:
-        """Return this rank's part of ``total``.
+    def span(self, total: int) -> tuple[int, int]:
+        """Return where this rank's part of ``total`` begins and ends.
 
-        Raises:
-            ConfigError: ``total`` does not divide evenly.
+        Parts are as equal as can be, larger ones first; there may be none for the last ranks.
         """
-        if total % self.size:
-            raise ConfigError(f"{what} ({total}) does not divide over parallel.size={self.size}")
-        return total // self.size
+        part, left = divmod(total, self.size)
+        start = self.rank * part + min(self.rank, left)
+        return start, start + part + (self.rank < left)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the group, in place."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pluribus.errors import ConfigError
 from pluribus.interfaces import Executor, Launcher
 
 
@@ -15,7 +14,7 @@ class LocalLauncherConfig:
 
 
 class LocalLauncher(Launcher):
-    """Runs the only rank where the engine is."""
+    """Runs the first rank where the engine is, and every other as a process beside it."""
 
     Config = LocalLauncherConfig
 
@@ -23,12 +22,17 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def check(self, world_size: int) -> None:
-        if world_size != 1:
-            raise ConfigError(
-                f"launcher=local runs one rank and this configuration has {world_size}; "
-                "choose parallel=single, or another launcher"
-            )
+        """Accept any number: whether there are devices for all shows when they start."""
 
-    def launch(self, start_rank: Callable[[int], Executor], world_size: int) -> Executor:
-        self.check(world_size)
-        return start_rank(0)
+    def launch(
+        self,
+        start_rank: Callable[[int, str], Executor],
+        config: str,
+        world_size: int,
+        fail: Callable[[str], None],
+    ) -> Executor:
+        if world_size == 1:
+            return start_rank(0, "")
+        from pluribus.parallel.ranks import RankProcesses
+
+        return RankProcesses(start_rank, config, world_size, fail)

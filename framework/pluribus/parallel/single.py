@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pluribus.interfaces import ModelSpec, Parallelism, Place
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class SingleRank(Parallelism):
     def check(self, spec: ModelSpec) -> None:
         """Accept any model."""
 
-    def place(self, rank: int) -> Place:
+    def place(self, rank: int, device: torch.device, rendezvous: str) -> Place:
         from pluribus.parallel.group import TensorParallel
 
         return Place(rank=rank, tensor=TensorParallel())

@@ -1,16 +1,19 @@
-"""Request bodies: from bytes to a checked model, or an error that says what to change."""
+"""Bodies: from bytes to a checked model, or an error that says what to change; and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeVar
 
+import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
+from starlette.responses import Response
 
 from pluribus.server.errors import ApiError, shorten
+from pluribus.server.schema import ResponseBody
 from pluribus.server.validation import explain
 
 MEDIA_TYPE = "application/json"
@@ -19,6 +22,14 @@ MAX_FIELDS = 1000
 """Of one object: telling what is wrong with each of very many would hold everybody up."""
 
 Body = TypeVar("Body", bound=BaseModel)
+
+
+def answer(
+    body: ResponseBody, *, ok: bool = True, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the response with this body; if not ``ok``, the service is unavailable."""
+    status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return Response(msgspec.json.encode(body), status, headers, media_type=MEDIA_TYPE)
 
 
 async def read_body(request: Request, model: type[Body]) -> Body:

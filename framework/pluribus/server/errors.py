@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from pluribus.errors import EngineError, QueueFullError, RequestError
 from pluribus.server.schema import ErrorDetail, ErrorResponse
@@ -59,7 +61,8 @@ def error_response(
         param=_encodable(param) if param else None,
         code=code,
     )
-    return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
+    body = msgspec.json.encode(ErrorResponse(error=detail))
+    return Response(body, status, headers, media_type="application/json")
 
 
 def _encodable(text: str) -> str:
@@ -67,26 +70,46 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-async def _refused(_: Request, error: ApiError) -> Response:
+def _refused(error: ApiError) -> Response:
     return error_response(error.status, str(error), code=error.code, param=error.param)
 
 
-async def _unservable(_: Request, error: RequestError) -> Response:
+def _unservable(error: RequestError) -> Response:
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return error_response(status, str(error), code="invalid_value", param=error.param)
 
 
-async def _queue_full(_: Request, error: QueueFullError) -> Response:
-    return _unavailable(error, code="queue_full", retry_after=1)
+def _queue_full(error: QueueFullError) -> Response:
+    headers = {"Retry-After": str(math.ceil(error.retry_after))}
+    if error.is_tenant:
+        status, code = HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded"
+    else:
+        status, code = HTTPStatus.SERVICE_UNAVAILABLE, "queue_full"
+    return error_response(status, str(error), code=code, headers=headers)
 
 
-async def _not_ready(_: Request, error: EngineError) -> Response:
-    return _unavailable(error, code="not_ready", retry_after=5)
+def _not_ready(error: EngineError) -> Response:
+    status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "5"}
+    return error_response(status, str(error), code="not_ready", headers=headers)
 
 
-def _unavailable(error: Exception, *, code: str, retry_after: int) -> Response:
-    headers = {"Retry-After": str(retry_after)}
-    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), code=code, headers=headers)
+_REFUSALS: Mapping[type[Exception], Callable[[Any], Response]] = {
+    ApiError: _refused,
+    RequestError: _unservable,
+    QueueFullError: _queue_full,
+    EngineError: _not_ready,
+}
+
+
+def refusal(error: Exception) -> Response | None:
+    """Return the answer to a request that fails with ``error``, or None if nobody foresaw it."""
+    return next((make(error) for kind, make in _REFUSALS.items() if isinstance(error, kind)), None)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    response = refusal(error)
+    assert response is not None
+    return response
 
 
 async def _routing(request: Request, error: HTTPException) -> Response:
@@ -108,10 +131,7 @@ async def _client_left(_: Request, __: ClientDisconnect) -> Response:
 
 
 EXCEPTION_HANDLERS: Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-    ApiError: _refused,
-    RequestError: _unservable,
-    QueueFullError: _queue_full,
-    EngineError: _not_ready,
+    **dict.fromkeys(_REFUSALS, _refuse),
     HTTPException: _routing,
     ClientDisconnect: _client_left,
 }

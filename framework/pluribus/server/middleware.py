@@ -13,7 +13,8 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pluribus.server.errors import ApiError, error_response
+from pluribus.server.errors import error_response
+from pluribus.tenants import ANONYMOUS, Tenant
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _SANE_REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -61,6 +62,13 @@ def _adding(headers: Mapping[str, str], send: Send) -> Send:
     return send_with_headers
 
 
+def tenant_of(scope: Scope) -> Tenant:
+    """Return on whose behalf a request is, as far as that has been found out."""
+    tenant = scope.get("state", {}).get("tenant", ANONYMOUS)
+    assert isinstance(tenant, Tenant)
+    return tenant
+
+
 class AccessLog:
     """Logs one line for each request: what was asked and how it went, never what was said."""
 
@@ -88,6 +96,7 @@ class AccessLog:
                 method=scope["method"],
                 path=scope["raw_path"].decode(errors="backslashreplace"),  # no line breaks in it
                 status=status,
+                tenant=tenant_of(scope).name,
                 seconds=round(time.perf_counter() - started, 4),
             )
 
@@ -123,41 +132,3 @@ def _response_to(error: BaseException) -> ASGIApp:
     log.error("request failed", exc_info=error)
     message = "something went wrong here; the server's log has it under this X-Request-Id"
     return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, message, code="internal_error")
-
-
-class BodyLimit:
-    """Refuses request bodies over ``max_bytes``, announced or sent.
-
-    Starlette's own limit answers in plain text.
-    """
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        num_expected = int(announced) if announced.isdecimal() else 0
-        num_received = 0
-
-        async def limited() -> Message:
-            nonlocal num_received
-            self._check(num_expected)
-            message = await receive()
-            num_received += len(message.get("body", b""))
-            self._check(num_received)
-            return message
-
-        await self._app(scope, limited, send)
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self._max_bytes:
-            raise ApiError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body is over {self._max_bytes} bytes, the limit (server.max_body_bytes)",
-                code="body_too_large",
-            )

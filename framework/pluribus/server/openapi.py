@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pluribus.server.body import MEDIA_TYPE, Body, read_body
-from pluribus.server.schema import ErrorResponse
+from pluribus.server.schema import ErrorResponse, ResponseBody
 
 BODY_ERRORS = (400, 413, 415, 422)
 
 Handler = Callable[[Request], Awaitable[Response]]
 Json = dict[str, Any]
-Use = tuple[type[BaseModel], JsonSchemaMode]
+
+STREAM_TYPE = "text/event-stream"
+REFERENCE = "#/components/schemas/"
+
+_PARAMETER = re.compile(r"{(\w+)(:\w+)?}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +35,14 @@ class Operation:
     """One method of one path. Made by ``get`` and ``post``.
 
     Attributes:
-        method, path: what it answers to.
+        method, path: what it answers to; the path as Starlette writes it.
         name: its ``operationId``.
         description: for people; the first line is a summary.
         tag: heading it is listed under.
         handler: answers it.
         request: its body, if it takes one.
         response: the body of its answer.
+        streams: whether the answer may come as server-sent events.
         statuses: that come with ``response``.
         errors: statuses that come with an error.
     """
@@ -47,7 +54,8 @@ class Operation:
     tag: str
     handler: Handler
     request: type[BaseModel] | None
-    response: type[BaseModel]
+    response: type[ResponseBody]
+    streams: bool
     statuses: tuple[int, ...]
     errors: tuple[int, ...]
 
@@ -59,10 +67,11 @@ class Operation:
 def get(
     path: str,
     endpoint: Handler,
-    response: type[BaseModel],
+    response: type[ResponseBody],
     *,
     tag: str,
     statuses: tuple[int, ...] = (200,),
+    errors: tuple[int, ...] = (),
 ) -> Operation:
     """Return a GET operation; the endpoint's name and docstring document it."""
     return Operation(
@@ -74,8 +83,9 @@ def get(
         handler=endpoint,
         request=None,
         response=response,
+        streams=False,
         statuses=statuses,
-        errors=(),
+        errors=errors,
     )
 
 
@@ -83,9 +93,10 @@ def post(
     path: str,
     endpoint: Callable[[Request, Body], Awaitable[Response]],
     request: type[Body],
-    response: type[BaseModel],
+    response: type[ResponseBody],
     *,
     tag: str,
+    streams: bool = False,
     errors: tuple[int, ...] = (),
 ) -> Operation:
     """Return a POST operation whose endpoint is given the body, checked."""
@@ -102,6 +113,7 @@ def post(
         handler=handler,
         request=request,
         response=response,
+        streams=streams,
         statuses=(200,),
         errors=BODY_ERRORS + errors,
     )
@@ -113,49 +125,50 @@ def _name(endpoint: Callable[..., Any]) -> str:
 
 def build_document(operations: Sequence[Operation], *, title: str, version: str) -> Json:
     """Return the OpenAPI 3.1 document of ``operations``."""
-    references, definitions = models_json_schema(
-        list(dict.fromkeys(_models(operations))), ref_template="#/components/schemas/{model}"
+    requests = [operation.request for operation in operations if operation.request]
+    _, bodies = models_json_schema(
+        [(model, "validation") for model in dict.fromkeys(requests)],
+        ref_template=REFERENCE + "{model}",
     )
+    responses = [ErrorResponse, *(operation.response for operation in operations)]
+    _, answers = msgspec.json.schema_components(responses, ref_template=REFERENCE + "{name}")
     paths: dict[str, Json] = {}
     for operation in operations:
-        described = _describe(operation, references)
-        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+        path = _PARAMETER.sub(r"{\1}", operation.path)
+        paths.setdefault(path, {})[operation.method.lower()] = _describe(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": bodies["$defs"] | answers},
     }
 
 
-def _models(operations: Sequence[Operation]) -> Iterable[Use]:
-    yield ErrorResponse, "serialization"
-    for operation in operations:
-        yield operation.response, "serialization"
-        if operation.request:
-            yield operation.request, "validation"
-
-
-def _describe(operation: Operation, references: Mapping[Any, Json]) -> Json:
+def _describe(operation: Operation) -> Json:
     summary, _, description = operation.description.partition("\n")
-    answer = _content(references[operation.response, "serialization"])
-    error = _content(references[ErrorResponse, "serialization"])
+    answer, error = _content(operation.response), _content(ErrorResponse)
+    if operation.streams:
+        answer[STREAM_TYPE] = {}
     described: Json = {
         "operationId": operation.name,
         "summary": summary,
         "description": description.strip(),
         "tags": [operation.tag],
+        "parameters": [_parameter(name) for name, _ in _PARAMETER.findall(operation.path)],
         "responses": {str(status): _response(status, answer) for status in operation.statuses}
         | {str(status): _response(status, error) for status in operation.errors},
     }
     if operation.request:
-        body = _content(references[operation.request, "validation"])
-        described["requestBody"] = {"required": True, "content": body}
+        described["requestBody"] = {"required": True, "content": _content(operation.request)}
     return described
 
 
-def _content(schema: Json) -> Json:
-    return {MEDIA_TYPE: {"schema": schema}}
+def _parameter(name: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _content(body: type[BaseModel | ResponseBody]) -> Json:
+    return {MEDIA_TYPE: {"schema": {"$ref": REFERENCE + body.__name__}}}
 
 
 def _response(status: int, content: Json) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,30 +16,43 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
+from pluribus.engine.client import ProcessHost
 from pluribus.errors import ConfigError
 from pluribus.logs import configure_logging
 from pluribus.server.app import create_app
+from pluribus.server.auth import load_keyring
 from pluribus.server.config import ServerConfig
-from pluribus.service import Service, State, Status
+from pluribus.server.protocol import HttpProtocol
+from pluribus.server.tls import check_tls
+from pluribus.service import Service
+from pluribus.supervisor import State, Status
 
 if TYPE_CHECKING:
     from pluribus.plugins import Plugins
     from pluribus.runtime import Parts
 
 BACKLOG = 2048
+SECONDS_TO_SEND = 5
+"""That answers, all of them complete, get to reach their clients before the process ends."""
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-def serve(parts: Parts, plugins: Plugins, config: ServerConfig) -> int:
+def serve(parts: Parts, plugins: Plugins, server: ServerConfig) -> int:
     """Serve ``parts`` until told to stop; return the process's exit code.
 
+    Args:
+        parts: what to serve; the engine's process makes its own of the same configuration.
+        plugins: for routes and for hooks that observe.
+        server: the ``server`` section, checked.
+
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: as ``run_server``.
     """
-    configure_logging(config.log_format, config.log_level)
-    service = Service(parts, plugins)
-    return run_server(service, config, plugins.routes(service))
+    configure_logging(server.log_format, server.log_level)
+    host = ProcessHost(parts.config)
+    service = Service(parts, plugins, host)
+    return run_server(service, server, plugins.routes(service))
 
 
 def run_server(
@@ -46,17 +60,20 @@ def run_server(
 ) -> int:
     """Start ``service`` and put it behind HTTP until SIGTERM or SIGINT.
 
-    Then running requests get ``config.shutdown_timeout`` seconds to finish; a second signal
-    does not wait for them.
+    Then running requests get ``config.shutdown_timeout`` seconds to finish, while new ones are
+    told to come back later; a second signal waits for nothing.
 
     Returns:
         The process's exit code: 0 if it was told to stop and did so in good order.
 
     Raises:
-        ConfigError: the address cannot be listened on; nothing has been started.
+        ConfigError: the address cannot be listened on, or keys or certificate cannot be used;
+            nothing has been started.
     """
+    keyring = load_keyring(config)
+    check_tls(config.tls)
     with bind(config) as listener:
-        app = create_app(service, config, extra_routes)
+        app = create_app(service, config, extra_routes, keyring)
         return asyncio.run(_Run(service, app, config, listener).until_stopped())
 
 
@@ -68,9 +85,12 @@ def bind(config: ServerConfig) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(_why_not(config, error)) from error
+    # asyncio leaves this out for sockets made by others. Without, a head waits 40 ms for its body.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _why_not(config: ServerConfig, error: OSError) -> str:
@@ -84,10 +104,11 @@ def _why_not(config: ServerConfig, error: OSError) -> str:
     return f"server.host={config.host} cannot be listened on: {error.strerror or error}"
 
 
-def address(listener: socket.socket) -> str:
+def address(listener: socket.socket, *, is_tls: bool = False) -> str:
     """Return the URL of what ``listener`` listens on."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _UvicornServer(uvicorn.Server):
@@ -104,49 +125,39 @@ class _Run:
         self, service: Service, app: Starlette, config: ServerConfig, listener: socket.socket
     ) -> None:
         self._service = service
+        self._config = config
         self._listener = listener
-        self._address = address(listener)
-        self._server = _UvicornServer(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                ws="none",
-                timeout_graceful_shutdown=config.shutdown_timeout,  # type: ignore[arg-type]
-            )
-        )
+        self._address = address(listener, is_tls=config.tls.certfile is not None)
+        self._server = _UvicornServer(uvicorn_config(app, config))
+        self._is_ending = asyncio.Event()
         self._exit_code = 0
 
     async def until_stopped(self) -> int:
         loop = asyncio.get_running_loop()
-
-        def change_from_any_thread(status: Status) -> None:
-            loop.call_soon_threadsafe(self._on_change, status)
-
         serving = asyncio.create_task(self._server.serve([self._listener]))
+        serving.add_done_callback(lambda _: self._is_ending.set())
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number, serving)
-        self._service.watch(change_from_any_thread)
+            loop.add_signal_handler(number, self._on_signal, number)
+        self._service.supervisor.watch(self._on_change)
         self._service.start()
-        try:
-            await serving
-        except asyncio.CancelledError:
-            assert self._exit_code, "only a second signal cancels"
-        finally:
-            await self._service.stop()
+        await self._is_ending.wait()
+        if self._exit_code == 0:
+            # It listens on meanwhile, to tell whoever comes that it is stopping.
+            await self._service.drain(self._config.shutdown_timeout)
+        if num_left := self._service.num_flights:
+            log.warning("out of time: what has not finished fails", num_generations=num_left)
+        await self._service.stop()
+        self._server.should_exit = True
+        await serving
         return self._exit_code
 
-    def _on_signal(self, number: signal.Signals, serving: asyncio.Task[None]) -> None:
-        if self._server.should_exit:
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._is_ending.is_set():
             log.warning("stopping at once", signal=number.name)
-            self._exit_code = 1
-            serving.cancel()
-        else:
-            log.info("stopping: running requests may finish", signal=number.name)
-            self._server.should_exit = True
+            os._exit(1)  # the engine ends with us
+        log.info("stopping: running requests may finish", signal=number.name)
+        self._service.supervisor.retire()
+        self._is_ending.set()
 
     def _on_change(self, status: Status) -> None:
         if status.state is State.READY:
@@ -155,4 +166,24 @@ class _Run:
         elif status.state is State.FAILED:
             log.error("the service failed", detail=status.detail)
             self._exit_code = 1
-            self._server.should_exit = True
+            self._is_ending.set()
+
+
+def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+    """Return how uvicorn is to serve ``app``."""
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ssl_certfile=config.tls.certfile,
+        ssl_keyfile=config.tls.keyfile,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        limit_concurrency=config.max_connections,
+        timeout_keep_alive=config.keep_alive_timeout,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=SECONDS_TO_SEND,
+    )

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import hypothesis
 import pytest
@@ -21,8 +21,12 @@ from pluribus.testing.machine import run_machine
 
 NUM_TOKENS = 40
 
+WEIGHTS = {"": 1.0, "light": 0.5, "heavy": 3.0}
+"""Of the tenants that a machine plays."""
+
 prompts = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple)
-max_tokens = st.integers(1, 5)
+max_tokens = st.integers(0, 5)
+requests = st.tuples(prompts, max_tokens, st.sampled_from(sorted(WEIGHTS)))
 sampling = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.7, 1.0]),
@@ -37,10 +41,13 @@ class BatcherMachine(RuleBasedStateMachine):
     Subclass it to check more: ``check_batch`` sees every batch before it runs.
 
     Attributes:
+        order_within: who is admitted in order of arrival: ``all``, or each ``tenant``'s own.
         waiting: added and not run yet, in order of arrival.
         running: have run and have not finished, in the order they first ran.
         under_way: for each step submitted and not read, whose tokens it will bring.
     """
+
+    order_within: ClassVar[Literal["all", "tenant"]] = "all"
 
     def __init__(self, make: Callable[[KVLedger], Batcher], max_batch_size: int) -> None:
         super().__init__()
@@ -57,24 +64,38 @@ class BatcherMachine(RuleBasedStateMachine):
         """Raise AssertionError unless the batch keeps the rules; ``joining`` have not run yet."""
         running = self.running + joining
         assert len(running) <= self.max_batch_size, "more run at once than allowed"
-        assert joining == self.waiting[: len(joining)], "somebody overtook"
+        for line in self.lines():
+            joined = [member for member in joining if member in line]
+            assert joined == line[: len(joined)], "somebody overtook"
         for member, num_tokens in batch.num_tokens.items():
             assert member in running, f"{member.id} was never added, or is finished"
             assert member in self.ledger.held, f"{member.id} runs without a reservation"
             assert 1 <= num_tokens <= member.num_unscheduled
 
-    @initialize(lookahead=st.integers(0, 2))
-    def choose_lookahead(self, lookahead: int) -> None:
+    @initialize(lookahead=st.integers(0, 2), num_stored=st.integers(0, 3))
+    def choose_surroundings(self, lookahead: int, num_stored: int) -> None:
         self.lookahead = lookahead
+        self.ledger.num_stored = num_stored
 
-    @rule(sizes=st.lists(st.tuples(prompts, max_tokens), min_size=1, max_size=4), alike=sampling)
-    def add(self, sizes: list[tuple[tuple[int, ...], int]], alike: SamplingParams) -> None:
-        for prompt, most in sizes:
+    @rule(new=st.lists(requests, min_size=1, max_size=4), alike=sampling)
+    def add(self, new: list[tuple[tuple[int, ...], int, str]], alike: SamplingParams) -> None:
+        for prompt, most, tenant in new:
             self.num_added += 1
-            params = replace(alike, max_tokens=most)
-            added = generation(self.num_added, prompt=prompt, params=params)
+            scores = None if most else 0
+            params = replace(alike, max_tokens=most, prompt_logprobs=scores)
+            added = generation(
+                self.num_added,
+                prompt=prompt,
+                params=params,
+                tenant=tenant,
+                weight=WEIGHTS[tenant],
+            )
             self.batcher.add(added)
             self.waiting.append(added)
+
+    @rule(is_shut=st.booleans())
+    def let_the_ledger_refuse(self, is_shut: bool) -> None:
+        self.ledger.is_shut = is_shut
 
     @precondition(lambda self: len(self.under_way) <= self.lookahead)
     @rule()
@@ -88,7 +109,7 @@ class BatcherMachine(RuleBasedStateMachine):
         joining = [member for member in batch.num_tokens if member not in self.running]
         self.check_batch(batch, joining)
         self.running += joining
-        del self.waiting[: len(joining)]
+        self.waiting = [member for member in self.waiting if member not in joining]
         for member, num_tokens in batch.num_tokens.items():
             member.num_scheduled += num_tokens
         sampling = [m for m in batch.num_tokens if m.num_scheduled >= len(m.prompt)]
@@ -101,7 +122,7 @@ class BatcherMachine(RuleBasedStateMachine):
             if member not in self.running:
                 continue  # finished while the step was under way
             member.tokens.append(0)
-            if row in stopping or len(member.tokens) == member.params.max_tokens:
+            if row in stopping or len(member.tokens) >= member.params.max_tokens:
                 self._finish(member)
 
     @precondition(lambda self: self.waiting or self.running)
@@ -133,6 +154,12 @@ class BatcherMachine(RuleBasedStateMachine):
         assert not self.waiting, "somebody never ran"
         assert not self.running, "somebody never finished"
         self.only_the_living_hold_cache()
+
+    def lines(self) -> list[list[Generation]]:
+        """Return who waits, in order of arrival, for each line in which nobody may overtake."""
+        if self.order_within == "all":
+            return [self.waiting]
+        return [[m for m in self.waiting if m.tenant == tenant] for tenant in WEIGHTS]
 
     def _finish(self, member: Generation) -> None:
         self.batcher.finish(member)

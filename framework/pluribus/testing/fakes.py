@@ -13,29 +13,44 @@ class RoomFor(KVLedger):
 
     Attributes:
         num_tokens: the room in all.
+        num_stored: leading tokens of every prompt that it finds stored already, at most.
+        is_shut: whether it refuses, for reasons of its own, everybody who would not be alone.
         held: who has reserved and not released.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, *, num_stored: int = 0) -> None:
         self.num_tokens = num_tokens
+        self.num_stored = num_stored
+        self.is_shut = False
         self.held: set[Generation] = set()
 
     @property
     def room(self) -> int:
         """Tokens that nobody holds."""
-        return self.num_tokens - sum(generation.max_length for generation in self.held)
+        return self.num_tokens - self.num_used_tokens
+
+    @property
+    def num_used_tokens(self) -> int:
+        """Tokens that somebody holds."""
+        return sum(generation.max_length for generation in self.held)
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a generation of this many tokens could run if it were alone."""
         return num_tokens <= self.num_tokens
 
+    def would_reserve(self, generation: Generation) -> bool:
+        """Whether ``try_reserve`` would accept."""
+        return generation.max_length <= self.room and not (self.is_shut and self.held)
+
     def try_reserve(self, generation: Generation) -> bool:
         """Reserve, or change nothing and return False."""
         assert generation not in self.held, f"generation {generation.id} is reserved already"
-        if generation.max_length > self.room:
+        if not self.would_reserve(generation):
             return False
         self.held.add(generation)
-        generation.num_scheduled = 0
+        is_scored = generation.params.prompt_logprobs is not None
+        found = 0 if is_scored else min(self.num_stored, len(generation.prompt) - 1)
+        generation.num_cached = generation.num_scheduled = found
         return True
 
     def placement(self, generation: Generation) -> tuple[int, ...]:
@@ -53,10 +68,15 @@ class RoomFor(KVLedger):
 
 
 def generation(
-    number: int = 0, *, prompt: tuple[int, ...] = (2, 5, 7), params: SamplingParams = SHORT
+    number: int = 0,
+    *,
+    prompt: tuple[int, ...] = (2, 5, 7),
+    params: SamplingParams = SHORT,
+    tenant: str = "",
+    weight: float = 1.0,
 ) -> Generation:
     """Return a fresh generation, with ``number`` for its id."""
-    return Generation(id=number, prompt=prompt, params=params)
+    return Generation(id=number, prompt=prompt, params=params, tenant=tenant, weight=weight)
 
 
 def run_step(batcher: Batcher) -> list[int]:

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pluribus.generation import Generation, SamplingParams
 from pluribus.interfaces import KVCache, KVShape
-from pluribus.testing.kv_store import StoreMachine, prompts
+from pluribus.testing.kv_store import StoreMachine, prompts, salts
 from pluribus.testing.machine import run_machine
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Reserves and releases at random."""
+    """Reserves, runs and releases at random."""
 
     def __init__(self, cache: KVCache, shape: KVShape) -> None:
         super().__init__()
@@ -30,23 +30,35 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: list[Generation] = []
         self.num_made = 0
 
-    @rule(prompt=prompts, max_tokens=st.integers(1, 20))
-    def reserve(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+    @rule(prompt=prompts, max_tokens=st.integers(1, 20), scores=st.booleans(), salt=salts)
+    def reserve(self, prompt: tuple[int, ...], max_tokens: int, scores: bool, salt: str) -> None:
         self.num_made += 1
-        params = SamplingParams(max_tokens=max_tokens)
-        generation = Generation(id=self.num_made, prompt=prompt, params=params)
+        params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=0 if scores else None)
+        generation = Generation(id=self.num_made, prompt=prompt, params=params, salt=salt)
+        num_used_tokens = self.ledger.num_used_tokens
         reserved = self.ledger.try_reserve(generation)
         if not self.held:
             assert reserved == self.ledger.fits(generation.max_length), "alone, it has to fit"
         if reserved:
             self.held.append(generation)
-            assert generation.num_scheduled < len(prompt), "nothing left to sample from"
-            assert all(type(number) is int for number in self.ledger.placement(generation))
+            self.check_reserved(generation)
+        else:
+            assert generation.num_scheduled == generation.num_cached == 0
+            assert self.ledger.num_used_tokens == num_used_tokens
 
-    @rule()
-    def run(self) -> None:
+    def check_reserved(self, generation: Generation) -> None:
+        """Raise AssertionError if a generation cannot start as it was reserved."""
+        assert generation.num_scheduled == generation.num_cached
+        assert generation.num_cached < len(generation.prompt), "nothing left to sample from"
+        if generation.params.prompt_logprobs is not None:
+            assert not generation.num_cached, "what is not computed cannot be scored"
+        assert all(type(number) is int for number in self.ledger.placement(generation))
+
+    @rule(most=st.integers(1, 5))
+    def run(self, most: int) -> None:
         for generation in self.held:
-            generation.num_scheduled = max(generation.num_scheduled, len(generation.prompt))
+            generation.num_scheduled += min(most, generation.num_unscheduled)
+            self.ledger.advance(generation)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -58,6 +70,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def ledger_adds_up(self) -> None:
         self.ledger.check_integrity()
+        assert bool(self.ledger.num_used_tokens) == bool(self.held)
+        assert self.ledger.num_used_tokens <= self.num_tokens
 
     def teardown(self) -> None:
         if sys.exception() is None:  # else what failed says more
@@ -69,7 +83,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.check_integrity()
         self.held.clear()
         largest = max(n for n in range(1, self.num_tokens + 1) if self.ledger.fits(n))
-        self.reserve((0,), largest - 1)
+        self.reserve((0,), largest - 1, scores=False, salt="")
         assert self.held, "room was lost"
 
 

@@ -17,8 +17,9 @@ from pluribus.testing.reference import ReferenceKVStore
 if TYPE_CHECKING:
     from pluribus.testing.kv_cache import KVCacheContract
 
-# Few different tokens, so that prompts often begin alike.
-prompts = st.lists(st.integers(0, 1), min_size=1, max_size=7).map(tuple)
+# Few different tokens, so that prompts often begin alike, or as an earlier answer went on.
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple)
+salts = st.sampled_from(["", "salt"])
 
 Token = tuple[int, int]
 """A slot and a position in its text."""
@@ -28,7 +29,11 @@ class StoreMachine(RuleBasedStateMachine):
     """A random engine that sends every step to a store and to the reference store.
 
     Generations are admitted as far as the ledger allows, run, and end when it pleases
-    hypothesis: early, or well after their last token was scheduled.
+    hypothesis: early, or well after their last token was scheduled, with any number of their
+    tokens not read yet.
+
+    Attributes:
+        texts: by slot, every token that is computed or will be next, read or not.
     """
 
     def __init__(self, contract: KVCacheContract) -> None:
@@ -40,6 +45,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = cache.store(shape, contract.device, contract.dtype)
         self.reference = ReferenceKVStore(contract.device)
         self.running: dict[int, Generation] = {}
+        self.texts: dict[int, list[int]] = {}
         self.admitted: list[Admission] = []
         self.evicted: list[int] = []
         self.num_in_reference: dict[int, int] = {}
@@ -56,24 +62,23 @@ class StoreMachine(RuleBasedStateMachine):
         return [slot for slot in self.running if slot not in waiting]
 
     @precondition(lambda self: self.has_free_slot() and self.may_admit())
-    @rule(prompt=prompts, max_tokens=st.integers(1, 6))
-    def admit(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+    @rule(prompt=prompts, max_tokens=st.integers(1, 4), salt=salts)
+    def admit(self, prompt: tuple[int, ...], max_tokens: int, salt: str) -> None:
         self.num_made += 1
         params = SamplingParams(max_tokens=max_tokens)
-        generation = Generation(id=self.num_made, prompt=prompt, params=params)
+        generation = Generation(id=self.num_made, prompt=prompt, params=params, salt=salt)
         if not self.ledger.try_reserve(generation):
             return
         slot = min(set(range(self.contract.shape.num_slots)) - self.running.keys())
         self.running[slot] = generation
+        self.texts[slot] = list(prompt)
         self.admitted.append(
             Admission(
                 slot=slot,
                 prompt=prompt,
                 max_length=generation.max_length,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                seed=0,
+                params=params,
+                banned=(),
                 placement=self.ledger.placement(generation),
             )
         )
@@ -101,8 +106,16 @@ class StoreMachine(RuleBasedStateMachine):
         for row in rows:
             generation = self.running[row.slot]
             generation.num_scheduled += row.num_tokens
+            self.ledger.advance(generation)
             if row.samples:
-                generation.tokens.append(1000 * generation.id + generation.num_scheduled)
+                self.texts[row.slot].append(hash(tuple(self.texts[row.slot])) & 1)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def read_tokens(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(list(self.running)))
+        generation = self.running[slot]
+        generation.tokens[:] = self.texts[slot][len(generation.prompt) :]
 
     @invariant()
     def ledger_adds_up(self) -> None:
@@ -164,13 +177,15 @@ class StoreMachine(RuleBasedStateMachine):
         return values.to(self.contract.device, self.contract.dtype)
 
     def _values(self, layer: int, token: Token) -> Tensor:
-        """Return a token's query, key and value: equal for equal texts, as in a network."""
+        """Return a token's query, key and value: equal for equal texts, as in a network.
+
+        Salts count too, though a network knows none: nobody may share what has another salt.
+        """
         slot, position = token
         shape = (3, self.contract.shape.num_heads, self.contract.shape.head_dim)
         if position < 0:
             return torch.full(shape, 50.0)  # padding, loud enough to be heard if attended to
-        generation = self.running[slot]
-        text = (*generation.prompt, *generation.tokens)[: position + 1]
+        text = (self.running[slot].salt == "", *self.texts[slot][: position + 1])
         generator = torch.Generator().manual_seed(hash((layer, text)))
         return torch.randn(shape, generator=generator)
 

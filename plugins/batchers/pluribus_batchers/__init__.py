@@ -9,7 +9,9 @@ from pluribus import Batcher, hookimpl
 
 @hookimpl
 def register_batchers() -> Mapping[str, type[Batcher]]:
-    """Offer ``batcher=bucket``."""
+    """Offer ``batcher=continuous``, ``fair`` and ``bucket``."""
     from pluribus_batchers.bucket import BucketBatcher
+    from pluribus_batchers.continuous import ContinuousBatcher
+    from pluribus_batchers.fair import FairBatcher
 
-    return {"bucket": BucketBatcher}
+    return {"continuous": ContinuousBatcher, "fair": FairBatcher, "bucket": BucketBatcher}

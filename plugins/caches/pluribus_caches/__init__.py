@@ -9,10 +9,11 @@ from pluribus import KVCache, ResponseCache, hookimpl
 
 @hookimpl
 def register_kv_caches() -> Mapping[str, type[KVCache]]:
-    """Offer ``cache/kv=contiguous``."""
+    """Offer ``cache/kv=paged`` and ``cache/kv=contiguous``."""
     from pluribus_caches.kv.contiguous import ContiguousKVCache
+    from pluribus_caches.kv.paged import PagedKVCache
 
-    return {"contiguous": ContiguousKVCache}
+    return {"contiguous": ContiguousKVCache, "paged": PagedKVCache}
 
 
 @hookimpl

@@ -33,7 +33,8 @@ class OPTAttention(nn.Module):
         hidden_size, bias = config.hidden_size, config.enable_bias
         self.head_dim = config.head_dim
         self.qkv_proj = QKVParallelLinear(hidden_size, config.num_attention_heads, bias, tp)
-        self.out_proj = RowParallelLinear(hidden_size, hidden_size, bias, tp)
+        num_heads = config.num_attention_heads
+        self.out_proj = RowParallelLinear(hidden_size, hidden_size, bias, tp, num_heads)
 
     def forward(self, x: Tensor, kv: KVStore, layer: int) -> Tensor:
         qkv: Tensor = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))
@@ -56,7 +57,7 @@ class OPTFeedForward(nn.Module):
         hidden_size, ffn_dim, bias = config.hidden_size, config.ffn_dim, config.enable_bias
         self.fc1 = ColumnParallelLinear(hidden_size, ffn_dim, bias, tp)
         self.activation = _activation(config.activation_function)
-        self.fc2 = RowParallelLinear(ffn_dim, hidden_size, bias, tp)
+        self.fc2 = RowParallelLinear(ffn_dim, hidden_size, bias, tp, ffn_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.fc2(self.activation(self.fc1(x)))
@@ -124,17 +125,18 @@ class OPTDecoder(nn.Module):
             decoder = cls(config, tp)
         return decoder.to(dtype).to_empty(device=device)
 
-    def forward(self, tokens: Tensor, positions: Tensor, kv: KVStore, last: Tensor) -> Tensor:
-        """Run one step and return the logits at ``last``; see pluribus.interfaces.Network."""
-        x = self.embed_tokens(tokens)
+    def forward(self, tokens: Tensor, positions: Tensor, kv: KVStore, wanted: Tensor) -> Tensor:
+        """Run one step; return what ``logits`` takes. See pluribus.interfaces.Network."""
+        x: Tensor = self.embed_tokens(tokens)
         if self.project_in is not None:
             x = self.project_in(x)
         x = x + self.embed_positions(positions)
         for index, layer in enumerate(self.layers):
             x = layer(x, kv, index)
-        return self._logits(x[last])
+        return x[wanted]
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of some rows of what a step returned, whole on every rank."""
         if self.final_layer_norm is not None:
             x = self.final_layer_norm(x)
         if self.project_out is not None:

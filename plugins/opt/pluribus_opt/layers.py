@@ -18,11 +18,10 @@ class ColumnParallelLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        shard = tp.share(out_features, "out_features")
-        self.start = tp.rank * shard
+        self.start, end = tp.span(out_features)
         self.out_features = out_features
-        self.weight = _empty(shard, in_features)
-        self.bias = _empty(shard) if bias else None
+        self.weight = _empty(end - self.start, in_features)
+        self.bias = _empty(end - self.start) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -38,8 +37,10 @@ class QKVParallelLinear(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        shard = tp.share(num_heads, "num_attention_heads") * (hidden_size // num_heads)
-        self.start = tp.rank * shard
+        head_dim = hidden_size // num_heads
+        start, end = tp.span(num_heads)
+        shard = (end - start) * head_dim
+        self.start = start * head_dim
         self.hidden_size = hidden_size
         self.weight = _empty(3 * shard, hidden_size)
         self.bias = _empty(3 * shard) if bias else None
@@ -56,13 +57,19 @@ class QKVParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """``y = x A^T + b`` with the columns of ``A``, the inputs, split over ranks."""
+    """``y = x A^T + b`` with the columns of ``A``, the inputs, split over ranks.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
+    The inputs come in ``num_blocks`` equal blocks, heads say, that are not split.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, tp: TensorParallel, num_blocks: int
+    ) -> None:
         super().__init__()
         self.tp = tp
         self.in_features = in_features
-        self.weight = _empty(out_features, tp.share(in_features, "in_features"))
+        self.start, self.end = (at * (in_features // num_blocks) for at in tp.span(num_blocks))
+        self.weight = _empty(out_features, self.end - self.start)
         self.bias = _empty(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,12 +79,11 @@ class RowParallelLinear(nn.Module):
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
-        rows, columns = self.weight.shape
-        start = self.tp.rank * columns
+        rows = self.weight.shape[0]
         yield Part(
             name=f"{prefix}weight",
             shape=(rows, self.in_features),
-            index=(slice(0, rows), slice(start, start + columns)),
+            index=(slice(0, rows), slice(self.start, self.end)),
             target=self.weight,
         )
         if self.bias is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from pluribus import Network, Place, Progress
+    from pluribus.interfaces import CheckpointReport
     from pluribus_opt.checkpoint import Source
 
 RANDOM = "random"
@@ -106,8 +107,44 @@ class OPTModel(Model):
         from pluribus_opt.decoder import OPTDecoder
 
         decoder = OPTDecoder.empty(self._architecture, place.tensor, device, dtype)
-        self._source.open().read_into(list(decoder.parts()), progress)
+        self._source.open(self._architecture).read_into(list(decoder.parts()), progress)
         return decoder
+
+    @classmethod
+    def convert(
+        cls,
+        config: OPTModelConfig,
+        *,
+        to: Path,
+        dtype: str | None,
+        max_shard_size: int,
+        progress: Progress,
+    ) -> None:
+        source = _find_files(config)
+        architecture = _architecture(config, source)
+        tokenizer = checkpoint.fetch_tokenizer(config.tokenizer) if config.tokenizer else None
+
+        from pluribus_opt.convert import Conversion, convert
+
+        conversion = Conversion(
+            source=source,
+            architecture=architecture,
+            tokenizer_folder=tokenizer,
+            to=to,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+        )
+        convert(conversion, progress)
+
+    @classmethod
+    def verify(cls, config: OPTModelConfig, progress: Progress) -> CheckpointReport:
+        source = _find_files(config)
+        is_known = config.size is not None or config.config is not None or source.config is not None
+        architecture = _architecture(config, source) if is_known else None
+
+        from pluribus_opt.verify import verify
+
+        return verify(source, architecture, progress)
 
 
 def _find(config: OPTModelConfig) -> Source | RandomSource:
@@ -119,6 +156,13 @@ def _find(config: OPTModelConfig) -> Source | RandomSource:
     if config.checkpoint == RANDOM:
         return RandomSource()
     return checkpoint.resolve(config.checkpoint, config.revision)
+
+
+def _find_files(config: OPTModelConfig) -> Source:
+    source = _find(config)
+    if isinstance(source, RandomSource):
+        raise ConfigError(f"model.checkpoint={RANDOM} is no files: there is nothing to read")
+    return source
 
 
 def _architecture(config: OPTModelConfig, source: Source | RandomSource) -> OPTConfig:
@@ -151,8 +195,11 @@ def _described(config: OPTModelConfig, source: Source | RandomSource) -> OPTConf
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        file = Path(path).expanduser()
+        if not file.is_file():  # reading a pipe or a device may never end
+            raise FileNotFoundError("there is no such file")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"model.config={path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"model.config={path}: must hold a JSON object")

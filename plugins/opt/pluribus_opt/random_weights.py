@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pluribus.interfaces import Progress
+    from pluribus_opt.config import OPTConfig
     from pluribus_opt.parts import Part
 
 STANDARD_DEVIATION = 0.02
@@ -26,7 +27,7 @@ class RandomSource:
     tokenizer_folder: Path | None = None
     fingerprint = "random"
 
-    def open(self) -> RandomSource:
+    def open(self, architecture: OPTConfig) -> RandomSource:
         """Return itself: there is nothing to fetch."""
         return self
 

@@ -126,6 +126,11 @@ class ContiguousLedger(KVLedger):
         if not self._held:
             self._rectangle = Rectangle()
 
+    @property
+    def num_used_tokens(self) -> int:
+        """Tokens of room in the rectangle, padding included."""
+        return self._rectangle.num_tokens
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless all rows lie in the rectangle and it in the store."""
         assert self._rectangle.num_tokens <= self._num_tokens

@@ -11,10 +11,8 @@ from safetensors import SafetensorError, safe_open
 from pluribus.errors import CheckpointError
 from pluribus_opt.checkpoint.listing import NAMINGS, PICKLED, SAFETENSORS, Naming, read_index
 from pluribus_opt.checkpoint.names import is_opt
+from pluribus_opt.checkpoint.opened import Opened
 from pluribus_opt.checkpoint.pickled import read_archive, read_legacy
-
-Entries = Mapping[str, object]
-"""What a file holds by name: mapped tensors, unless something is wrong with it."""
 
 
 class Content(Enum):
@@ -57,7 +55,7 @@ def content_of(file: Path) -> Content:
     return Content.SAFETENSORS if is_safetensors else Content.OTHER
 
 
-def open_file(file: Path) -> Entries:
+def open_file(file: Path) -> Opened:
     """Open one file of weights; CheckpointError says what it is when it is none."""
     match content_of(file):
         case Content.SAFETENSORS:
@@ -78,53 +76,53 @@ def open_file(file: Path) -> Entries:
             )
 
 
-def open_weights(path: Path) -> Mapping[Path, Entries]:
+def open_weights(path: Path) -> Mapping[Path, Opened]:
     """Open the file given, or those of a folder that hold the weights."""
     if path.is_file():
         opened = {path: open_file(path)}
     else:
-        searches: tuple[Callable[[Path, Naming], Mapping[Path, Entries]], ...]
+        searches: tuple[Callable[[Path, Naming], Mapping[Path, Opened]], ...]
         searches = (_open_named, _open_found)
         attempts = (search(path, naming) for naming in NAMINGS for search in searches)
         opened = dict(next((found for found in attempts if found), {}))
     if not any(map(_holds_opt, opened.values())):
         raise CheckpointError(
             f"{path} holds no OPT weights: model.checkpoint may be a folder or file of "
-            "safetensors, pytorch_model.bin or metaseq's restored.pt, with tensors named "
-            "model.decoder.… or decoder.…"
+            "safetensors, pytorch_model.bin, or metaseq's restored.pt, parts or shards, with "
+            "tensors named model.decoder.… or decoder.…"
         )
     return opened
 
 
-def _open_named(folder: Path, naming: Naming) -> Mapping[Path, Entries]:
+def _open_named(folder: Path, naming: Naming) -> Mapping[Path, Opened]:
     whole, index = folder / naming.whole, folder / naming.index
     if whole.is_file():
         return {whole: open_file(whole)}
     return _open_indexed(index) if index.is_file() else {}
 
 
-def _open_indexed(index: Path) -> Mapping[Path, Entries]:
+def _open_indexed(index: Path) -> Mapping[Path, Opened]:
     listed = read_index(index)
     absent = sorted(name for name in {*listed.values()} if not (index.parent / name).is_file())
     if absent:
         raise CheckpointError(f"{index} names {absent[0]}, which is not in its folder")
     opened = {name: open_file(index.parent / name) for name in sorted({*listed.values()})}
     for tensor, name in listed.items():
-        if tensor not in opened[name]:
+        if tensor not in opened[name].entries:
             raise CheckpointError(
                 f"{index} puts {tensor} in {name}, but {index.parent / name} does not hold it"
             )
-    return {index.parent / name: entries for name, entries in opened.items()}
+    return {index.parent / name: content for name, content in opened.items()}
 
 
-def _open_found(folder: Path, naming: Naming) -> Mapping[Path, Entries]:
+def _open_found(folder: Path, naming: Naming) -> Mapping[Path, Opened]:
     """Open what holds OPT tensors among all the files there: other files may lie beside."""
     opened = {file: open_file(file) for file in _candidates(folder, naming)}
-    return {file: entries for file, entries in opened.items() if _holds_opt(entries)}
+    return {file: content for file, content in opened.items() if _holds_opt(content)}
 
 
-def _holds_opt(entries: Entries) -> bool:
-    return any(is_opt(str(name)) for name in entries)
+def _holds_opt(content: Opened) -> bool:
+    return any(is_opt(str(name)) for name in content.entries)
 
 
 def _candidates(folder: Path, naming: Naming) -> Iterator[Path]:
@@ -137,9 +135,9 @@ def _candidates(folder: Path, naming: Naming) -> Iterator[Path]:
             yield file
 
 
-def _read_safetensors(file: Path) -> Entries:
+def _read_safetensors(file: Path) -> Opened:
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return Opened({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}") from error

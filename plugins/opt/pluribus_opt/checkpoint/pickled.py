@@ -12,7 +12,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pluribus.errors import CheckpointError
 from pluribus_opt.checkpoint.mapped import MappedFile
+from pluribus_opt.checkpoint.opened import Opened
 
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -89,6 +90,7 @@ class InertUnpickler(pickle.Unpickler):
         # Bound methods, because a pickle may set attributes on a plain function.
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): self._size,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
             **{("torch", name): dtype for name, dtype in _STORAGES.items()},
@@ -115,12 +117,15 @@ class InertUnpickler(pickle.Unpickler):
     ) -> PickledTensor:
         return PickledTensor(storage, offset, shape, stride)
 
+    def _size(self, sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
+        return tuple(sizes)
+
     def _parameter(self, data: PickledTensor, *_: object) -> PickledTensor:
         return data
 
 
-def read_archive(file: Path) -> Mapping[str, object]:
-    """Return the entries of a file that ``torch.save`` wrote, tensors mapped."""
+def read_archive(file: Path) -> Opened:
+    """Return what a file holds that ``torch.save`` wrote, tensors mapped."""
     try:
         with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
             return _read_archive(archive, stream, MappedFile(file))
@@ -128,8 +133,8 @@ def read_archive(file: Path) -> Mapping[str, object]:
         raise _unreadable(file, error) from error
 
 
-def read_legacy(file: Path) -> Mapping[str, object]:
-    """Return the entries of a file that ``torch.save`` wrote before torch 1.6, tensors mapped."""
+def read_legacy(file: Path) -> Opened:
+    """Return what a file holds that ``torch.save`` wrote before torch 1.6, tensors mapped."""
     try:
         with file.open("rb") as stream:
             return _read_legacy(stream, MappedFile(file))
@@ -137,18 +142,17 @@ def read_legacy(file: Path) -> Mapping[str, object]:
         raise _unreadable(file, error) from error
 
 
-def _read_archive(
-    archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFile
-) -> Mapping[str, object]:
+def _read_archive(archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFile) -> Opened:
     """Read a zip of one pickle, ``NAME/data.pkl``, and the storages, ``NAME/data/KEY``."""
     root = next((n.removesuffix("data.pkl") for n in archive.namelist() if _is_data(n)), None)
     if root is None:
-        return {}
+        return Opened({}, is_pickle=True)
     start, size = _extent(archive, stream, f"{root}data.pkl")
     stream.seek(start)
-    entries = _entries(InertUnpickler(BytesIO(stream.read(size))).load())
-    starts = {key: _extent(archive, stream, f"{root}data/{key}")[0] for key in _keys(entries)}
-    return _map(entries, memory, starts)
+    described = _described(InertUnpickler(BytesIO(stream.read(size))).load())
+    keys = _keys(described.entries)
+    starts = {key: _extent(archive, stream, f"{root}data/{key}")[0] for key in keys}
+    return _map(described, memory, starts)
 
 
 def _is_data(member: str) -> bool:
@@ -166,41 +170,42 @@ def _extent(archive: zipfile.ZipFile, stream: IO[bytes], member: str) -> tuple[i
     return info.header_offset + len(header) + name_length + extra_length, info.file_size
 
 
-def _read_legacy(stream: IO[bytes], memory: MappedFile) -> Mapping[str, object]:
+def _read_legacy(stream: IO[bytes], memory: MappedFile) -> Opened:
     """Read pickles one after another, then the storages, each after its number of elements."""
     for _ in ("magic number", "protocol", "system"):
         InertUnpickler(stream).load()
     unpickler = InertUnpickler(stream)
-    entries = _entries(unpickler.load())
+    described = _described(unpickler.load())
     keys: list[str] = InertUnpickler(stream).load()
     starts: dict[str, int] = {}
     start = stream.tell()
     for key in keys:
         starts[key] = start + 8
         start += 8 + unpickler.storages[key].num_bytes
-    return _map(entries, memory, starts)
+    return _map(described, memory, starts)
 
 
-def _entries(content: object) -> Mapping[str, object]:
+def _described(content: object) -> Opened:
     """Return the named tensors: all that there is, or what a trainer put under ``model``."""
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return Opened({}, is_pickle=True)
+    model, metadata = content.get("model"), content.get("shard_metadata")
+    if isinstance(model, dict):
+        return Opened(model, is_pickle=True, is_wrapped=True, shard_metadata=metadata)
+    return Opened(content, is_pickle=True)
 
 
 def _keys(entries: Mapping[str, object]) -> set[str]:
     return {e.storage.key for e in entries.values() if isinstance(e, PickledTensor)}
 
 
-def _map(
-    entries: Mapping[str, object], memory: MappedFile, starts: Mapping[str, int]
-) -> Mapping[str, object]:
-    mapped = dict(entries)
-    for name, entry in entries.items():
+def _map(described: Opened, memory: MappedFile, starts: Mapping[str, int]) -> Opened:
+    mapped = dict(described.entries)
+    for name, entry in described.entries.items():
         if isinstance(entry, PickledTensor):
             storage = entry.storage
             mapped[name] = entry.over(memory.part(starts[storage.key], storage.num_bytes))
-    return mapped
+    return replace(described, entries=mapped)
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:

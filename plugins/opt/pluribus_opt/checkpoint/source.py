@@ -14,16 +14,18 @@ from pluribus_opt.checkpoint.listing import read_json
 
 if TYPE_CHECKING:
     from pluribus_opt.checkpoint.reader import Checkpoint
+    from pluribus_opt.config import OPTConfig
 
-DESCRIPTION = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
 )
+"""Small files that say how text is read."""
+
+DESCRIPTION = ("config.json", "generation_config.json", *TOKENIZER)
 """Small files that say what a checkpoint is and how it reads text."""
 
 _BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -38,6 +40,7 @@ class Source:
         where: for people: the name, path or repo id.
         config: what config.json holds, or None where there is none.
         config_where: that file.
+        description: the small files beside the weights, those that are there.
         tokenizer_folder: has tokenizer.json, or vocab.json and merges.txt; None where neither.
         fingerprint: differs whenever a file may differ.
     """
@@ -45,12 +48,17 @@ class Source:
     where: str
     config: dict[str, Any] | None
     config_where: str | None
+    description: tuple[Path, ...]
     tokenizer_folder: Path | None
     fingerprint: str
     _weights: Callable[[], Path] = field(repr=False)
 
-    def open(self) -> Checkpoint:
+    def open(self, architecture: OPTConfig | None = None) -> Checkpoint:
         """Map the weights, downloading them first if they are on the hub.
+
+        Args:
+            architecture: what the checkpoint is of, if that is known; it is then compared with
+                the whole of it, and may have a layout that does not describe itself.
 
         Raises:
             CheckpointError: no weights there, or files that are missing or damaged.
@@ -58,7 +66,7 @@ class Source:
         from pluribus_opt.checkpoint.layouts import open_checkpoint
 
         try:
-            return open_checkpoint(self._weights(), self.where)
+            return open_checkpoint(self._weights(), self.where, architecture)
         except OSError as error:
             raise CheckpointError(f"{self.where} cannot be read: {error}") from error
 
@@ -88,14 +96,17 @@ def fetch_tokenizer(name_or_folder: str, revision: str | None = None) -> Path:
 
 
 def _resolve(setting: str, value: str, revision: str | None) -> Source:
-    local = _local_path(value)
+    local = _local_path(setting, value)
     if local is not None:
         if revision is not None:
             raise CheckpointError(
                 f"model.revision={revision} is of use with a Hugging Face repo id only, "
                 f"and {setting}={value} is {local}"
             )
-        return _local_source(value, local)
+        try:
+            return _local_source(value, local)
+        except OSError as error:
+            raise CheckpointError(f"{setting}={value} cannot be read: {error}") from error
     if _REPO_ID.fullmatch(value):
         return _hub_source(setting, value, revision)
     raise CheckpointError(
@@ -108,11 +119,19 @@ def _bundled_names() -> list[str]:
     return sorted(folder.name for folder in _BUNDLED.iterdir() if folder.is_dir())
 
 
-def _local_path(value: str) -> Path | None:
+def _local_path(setting: str, value: str) -> Path | None:
     if value in _bundled_names():
         return _BUNDLED / value
-    path = Path(value).expanduser()
-    return path if value and path.exists() else None
+    try:
+        path = Path(value).expanduser()
+        if not value or not path.exists():
+            return None
+        is_usable = path.is_dir() or path.is_file()
+    except (OSError, RuntimeError) as error:  # too long, not ours to see, no such ~user
+        raise CheckpointError(f"{setting}={value} cannot be used as a path: {error}") from error
+    if not is_usable:
+        raise CheckpointError(f"{setting}={value} is neither a folder nor a file with contents")
+    return path
 
 
 def _local_source(where: str, path: Path) -> Source:
@@ -144,6 +163,7 @@ def _source(
         where=where,
         config=read_json(config) if has_config else None,
         config_where=str(config) if has_config else None,
+        description=tuple(file for name in DESCRIPTION if (file := folder / name).is_file()),
         tokenizer_folder=folder if _has_tokenizer(folder) else None,
         fingerprint=hashlib.sha256("\n".join(identity).encode()).hexdigest(),
         _weights=weights,

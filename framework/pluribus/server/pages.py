@@ -1,11 +1,14 @@
-"""Interactive documentation at ``/docs``: Swagger UI, served from here alone."""
+"""What people look at: the playground at ``/`` and the documentation at ``/docs``.
+
+Both are served from here alone: a browser asks no other host for anything.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -27,22 +30,26 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 
 
-def documentation_routes(document: Json) -> list[BaseRoute]:
-    """Return the routes of the OpenAPI ``document`` and of the pages that show it."""
+def page_routes(document: Json) -> list[BaseRoute]:
+    """Return the routes of the pages, of their files, and of the OpenAPI ``document``."""
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(document)
 
     async def docs(_: Request) -> Response:
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-        return FileResponse(STATIC / "docs.html", headers=headers)
+        return _page("docs.html")
 
-    async def home(_: Request) -> Response:
-        return RedirectResponse("docs")
+    async def playground(_: Request) -> Response:
+        return _page("playground/index.html")
 
     return [
-        Route("/openapi.json", openapi),
+        Route("/", playground),
         Route("/docs", docs),
-        Route("/", home),
+        Route("/openapi.json", openapi),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
+
+
+def _page(name: str) -> Response:
+    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+    return FileResponse(STATIC / name, headers=headers)

@@ -1,0 +1,1 @@
+"""``pluribus bench``: how fast an engine is, without HTTP and without text."""

@@ -1,0 +1,225 @@
+"""An engine that is given whole workloads, and what is measured of it.
+
+It gets token ids over the channel that it has to the front. Where it is a thread of this
+process, what the network takes is timed where the engine calls it, and what is left of a step
+is the engine's own: schedule, ledger, sampling, hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pluribus import runtime
+from pluribus.bench.stopwatch import ForwardPass, TimedModel
+from pluribus.bench.workloads import Request, Workload
+from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
+from pluribus.engine.core import EngineCore
+from pluribus.engine.messages import Died, Output, Ready, Refused, Stepped, Stop, Submit
+from pluribus.errors import ConfigError, EngineError, RequestError
+from pluribus.generation import SamplingParams
+from pluribus.interfaces import Progress
+from pluribus.plugins import Plugins
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Course:
+    """How one request's tokens came; seconds since all requests were sent."""
+
+    first: float = 0.0
+    last: float = 0.0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One run of a workload.
+
+    Attributes:
+        seconds: until the last token.
+        courses: of the requests, in their order.
+        steps: seconds of each.
+        passes: of the network, one for each step; none where they cannot be timed.
+    """
+
+    seconds: float
+    courses: Sequence[Course]
+    steps: Sequence[float]
+    passes: Sequence[ForwardPass]
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of all requests."""
+        return sum(course.num_tokens for course in self.courses)
+
+    @property
+    def engine_seconds(self) -> list[float]:
+        """What passed between the network's work for a step and its work for the next."""
+        return [after.started - before.ended for before, after in itertools.pairwise(self.passes)]
+
+    def report(self) -> dict[str, Any]:
+        """Return what there is to print."""
+        courses = self.courses
+        decodes = [(c.last - c.first) / (c.num_tokens - 1) for c in courses if c.num_tokens > 1]
+        return {
+            "seconds": round(self.seconds, 4),
+            "output_tokens": self.num_tokens,
+            "output_tokens_per_second": round(self.num_tokens / self.seconds, 2),
+            "steps": len(self.steps),
+            "step_ms": milliseconds(self.steps),
+            "model_ms": milliseconds([p.ended - p.started for p in self.passes]),
+            "engine_ms": milliseconds(self.engine_seconds),
+            "ttft_ms": milliseconds([course.first for course in courses]),
+            "tpot_ms": milliseconds(decodes),
+        }
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Return the median and the 99th percentile; None of nothing."""
+    if not seconds:
+        return None
+    return {
+        name: round(1000 * quantile(seconds, at), 3) for name, at in (("p50", 0.5), ("p99", 0.99))
+    }
+
+
+def quantile(values: Sequence[float], at: float) -> float:
+    """Return the value that the share ``at`` of all values lie below."""
+    return sorted(values)[min(len(values) - 1, int(at * len(values)))]
+
+
+class BenchEngine:
+    """An engine that answers workloads. Enter it to load the model.
+
+    Args:
+        config: whole, with the sections that ``pluribus serve`` has.
+        plugins: found and checked.
+
+    Raises:
+        PluribusError: a plugin, a setting or the checkpoint is at fault.
+    """
+
+    def __init__(self, config: DictConfig, plugins: Plugins) -> None:
+        self.parts = runtime.assemble(config, plugins)
+        self._bos = self.parts.model.tokenizer().encode("")
+        self._passes: list[ForwardPass] = []
+        self._host = _host(self.parts, plugins, self._passes)
+        self._runner = asyncio.Runner()
+        self._ids = itertools.count()
+
+    def __enter__(self) -> BenchEngine:
+        try:
+            self._runner.run(self._start())
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._client.send(Stop())
+        self._close()
+
+    def requests(self, workload: Workload, round_: int) -> list[Request]:
+        """Return a workload's requests, in this model's tokens.
+
+        Raises:
+            ConfigError: they are longer than the model's texts.
+        """
+        spec = self.parts.model.spec
+        requests = workload.requests(round_, self._bos, spec.num_token_ids)
+        longest = max(request.length for request in requests)
+        if longest > spec.max_length:
+            raise ConfigError(
+                f"the workload's longest request has {longest} tokens of prompt and answer, and "
+                f"{spec.name} takes {spec.max_length}; lower prompt_tokens or output_tokens, or "
+                "choose another workload or model"
+            )
+        return requests
+
+    def measure(self, requests: Sequence[Request], temperature: float = 0.0) -> Measurement:
+        """Send all requests at once and wait for all their tokens.
+
+        Raises:
+            PluribusError: the engine refused one, or died.
+        """
+        return self._runner.run(self._measure(requests, temperature))
+
+    def _close(self) -> None:
+        self._runner.run(self._host.kill())
+        self._client.close()
+        self._runner.close()
+
+    async def _start(self) -> None:
+        self._client = await self._host.start()
+        self._messages = self._client.messages()
+        async for message in self._messages:
+            if isinstance(message, Died):
+                raise EngineError(message.message)
+            if isinstance(message, Ready):
+                return
+
+    async def _measure(self, requests: Sequence[Request], temperature: float) -> Measurement:
+        self._passes.clear()
+        courses = {next(self._ids): Course() for _ in requests}
+        times = [time.perf_counter()]
+        for id_, request in zip(courses, requests, strict=True):
+            params = SamplingParams(
+                max_tokens=request.num_tokens, temperature=temperature, seed=id_, ignore_eos=True
+            )
+            self._client.send(Submit(id_, request.prompt, params, "", 1.0, ""))
+        num_left = len(requests)
+        async for outputs in self._outputs():
+            times.append(time.perf_counter())
+            num_left -= _record(outputs, courses, times[-1] - times[0])
+            if not num_left:
+                break
+        steps = [after - before for before, after in itertools.pairwise(times)]
+        return Measurement(times[-1] - times[0], [*courses.values()], steps, [*self._passes])
+
+    async def _outputs(self) -> AsyncIterator[Sequence[Output]]:
+        """Yield what each step brings."""
+        async for message in self._messages:
+            if isinstance(message, Stepped):
+                yield message.outputs
+            elif isinstance(message, Refused):
+                raise RequestError(message.message, param=message.param)
+            elif isinstance(message, Died):
+                raise EngineError(message.message)
+        raise EngineError("the engine has ended without a word")
+
+
+def _record(outputs: Sequence[Output], courses: Mapping[int, Course], now: float) -> int:
+    """Note who gained tokens, and return how many have ended."""
+    for output in outputs:
+        course = courses[output.id]
+        course.first = course.first or now
+        course.last = now
+        course.num_tokens += len(output.tokens)
+    return sum(output.finish_reason is not None for output in outputs)
+
+
+def _host(parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass]) -> EngineHost:
+    """Return a thread for a single rank; losing one of several must not end this process."""
+    if parts.parallelism.world_size > 1:
+        return ProcessHost(parts.config)
+    timed = replace(parts, model=TimedModel(parts.model, passes))
+
+    def start_core(progress: Progress) -> EngineCore:
+        return runtime.start(timed, plugins, progress, fail=logger.critical)
+
+    return ThreadHost(start_core)

@@ -1,0 +1,58 @@
+"""Whether what a batcher plans can be run; nothing could go on if it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NoReturn
+
+from pluribus.errors import PluginError
+from pluribus.generation import Batch, Generation
+from pluribus.interfaces import Batcher
+
+
+def check_plan(
+    batcher: Batcher,
+    batch: Batch | None,
+    alive: Collection[Generation],
+    *,
+    num_free_slots: int,
+    is_idle: bool,
+) -> None:
+    """Raise PluginError where ``batch`` breaks the batcher's contract.
+
+    Args:
+        batcher: that planned it.
+        batch: the next step, or None where it has none.
+        alive: generations that wait or run.
+        num_free_slots: how many of them may begin to run.
+        is_idle: whether no step is under way.
+    """
+    if batch is None:
+        if alive and is_idle:
+            _blame(batcher, "plans no step while there is work and none is under way")
+        return
+    if not isinstance(batch, Batch):
+        _blame(batcher, f"plans a {type(batch).__name__}, not a Batch")
+    if not batch.num_tokens:
+        _blame(batcher, "plans a step for no generation")
+    num_new = 0
+    for generation, num_tokens in batch.num_tokens.items():
+        if generation not in alive:
+            _blame(batcher, f"plans a step for generation {generation.id}, which has ended")
+        if not 0 < num_tokens <= generation.num_unscheduled:
+            _blame(
+                batcher,
+                f"plans {num_tokens} tokens of generation {generation.id}, which has "
+                f"{generation.num_unscheduled} to compute",
+            )
+        num_new += generation.slot is None
+    if num_new > num_free_slots:
+        _blame(
+            batcher,
+            f"starts {num_new} generations at once where max_batch_size allows {num_free_slots}",
+        )
+
+
+def _blame(batcher: Batcher, breach: str) -> NoReturn:
+    cls = type(batcher)
+    raise PluginError(f"the batcher {cls.__module__}.{cls.__qualname__} {breach}")

@@ -1,0 +1,70 @@
+"""The engine as a process of its own: ``python -m pluribus.engine.process FD``.
+
+Its whole configuration comes as the first message on the socket that it inherits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+
+from omegaconf import DictConfig, OmegaConf
+
+from pluribus import config as conf
+from pluribus import runtime
+from pluribus.engine.channel import Channel, ChannelClosed
+from pluribus.engine.core import EngineCore
+from pluribus.engine.loop import EngineChannel, run_engine
+from pluribus.engine.messages import PROTOCOL_VERSION, Died, FromFront, Start
+from pluribus.errors import EngineError
+from pluribus.interfaces import Progress
+from pluribus.logs import configure_logging
+from pluribus.plugins import discover
+from pluribus.server.config import ServerConfig
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve the front at the other end of the socket whose number is in ``sys.argv``."""
+    die_with_the_parent()
+    channel: EngineChannel = Channel(socket.socket(fileno=int(sys.argv[1])), FromFront)
+    try:
+        [start] = channel.receive(block=True)
+    except ChannelClosed:
+        return
+    if not isinstance(start, Start) or start.protocol != PROTOCOL_VERSION:
+        raise EngineError(f"expected Start of protocol {PROTOCOL_VERSION}, got {start!r}")
+
+    def fail(reason: str) -> None:
+        # The engine's thread may be waiting for a rank that is gone: it is not asked.
+        with contextlib.suppress(ChannelClosed):
+            channel.send(Died(reason, is_final=False))
+        os._exit(1)
+
+    def start_core(progress: Progress) -> EngineCore:
+        config = OmegaConf.create(start.config)
+        assert isinstance(config, DictConfig)
+        server = conf.section(config, "server", ServerConfig)
+        configure_logging(server.log_format, server.log_level)
+        plugins = discover()
+        return runtime.start(runtime.assemble(config, plugins), plugins, progress, fail)
+
+    run_engine(channel, start_core)
+
+
+def die_with_the_parent() -> None:
+    """Leave signals to whoever started this process, and do not outlive it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # If that had ended before, the socket it left says so.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A rank that is a process of its own: ``python -m pluribus.parallel.rank FD``.
+
+What it is to be comes as the first message on the socket that it inherits. It ends with the
+process that started it, also in the middle of a collective.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import sys
+import threading
+
+from omegaconf import DictConfig, OmegaConf
+
+from pluribus import config as conf
+from pluribus import runtime
+from pluribus.engine.channel import Channel, ChannelClosed
+from pluribus.engine.process import die_with_the_parent
+from pluribus.logs import configure_logging
+from pluribus.parallel.ranks import (
+    RANK_PROTOCOL_VERSION,
+    SECONDS_BETWEEN_BEATS,
+    FromRank,
+    RankBeat,
+    RankDied,
+    RunStep,
+    StartRank,
+    ToRank,
+)
+from pluribus.plugins import discover
+from pluribus.server.config import ServerConfig
+from pluribus.step import Step
+
+
+def main() -> None:
+    """Run steps until the first rank ends this one."""
+    die_with_the_parent()
+    channel: Channel[FromRank, ToRank] = Channel(socket.socket(fileno=int(sys.argv[1])), ToRank)
+    try:
+        [start] = channel.receive(block=True)
+    except ChannelClosed:
+        return
+    assert isinstance(start, StartRank)
+    assert start.protocol == RANK_PROTOCOL_VERSION, f"protocol {start.protocol}"
+    steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(channel, steps), daemon=True).start()
+    threading.Thread(target=_beat, args=(channel,), daemon=True).start()
+    try:
+        _run(start, steps)
+    except BaseException as error:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(RankDied(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        raise
+
+
+def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
+    config = OmegaConf.create(start.config)
+    assert isinstance(config, DictConfig)
+    server = conf.section(config, "server", ServerConfig)
+    configure_logging(server.log_format, server.log_level)
+    plugins = discover()
+    parts = runtime.assemble(config, plugins)
+    worker = runtime.start_rank(parts, lambda done, total: None, start.rank, start.rendezvous)
+    while True:
+        worker.submit(steps.get())()
+
+
+def _receive(channel: Channel[FromRank, ToRank], steps: queue.SimpleQueue[Step]) -> None:
+    """Take steps, and end at once when whoever sends them is gone."""
+    with contextlib.suppress(ChannelClosed):
+        while True:
+            for message in channel.receive(block=True):
+                assert isinstance(message, RunStep)
+                steps.put(message.step)
+    os._exit(0)
+
+
+def _beat(channel: Channel[FromRank, ToRank]) -> None:
+    pause = threading.Event()
+    with contextlib.suppress(ChannelClosed):
+        while not pause.wait(SECONDS_BETWEEN_BEATS):
+            channel.send(RankBeat())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""An answer on its way to whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from pluribus.engine.messages import Timing
+from pluribus.flight import Flight
+from pluribus.generation import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        prompt: as it was given; decoded, if it was given as token ids.
+        text: the continuation alone.
+        prompt_tokens: the prompt's ids, beginning-of-text included.
+        tokens: the continuation's, the end-of-text id left out.
+        logprobs: of ``tokens``, and of the id that ended them, where asked for.
+        prompt_logprobs: of ``prompt_tokens`` from the second on, where asked for.
+        finish_reason: why it ended.
+        cached: whether the response cache had it.
+        timing: where the time went; None for an answer from the response cache.
+    """
+
+    prompt: str
+    text: str
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    cached: bool = False
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What has been added to an answer since the last one.
+
+    ``finish_reason`` is set on the last, and on that alone.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+
+
+class Reply:
+    """An answer on its way to one listener. Leaving it, answered or not, is always safe:
+    a generation that nobody listens to any more is cancelled.
+
+    >>> with service.ask(query, tenant) as reply:
+    ...     await reply.wait()
+    ...     print(reply.completion(prompt).text)
+    """
+
+    def __init__(
+        self, flight: Flight, abandon: Callable[[Flight], None], *, cached: bool = False
+    ) -> None:
+        self.flight = flight
+        self.cached = cached
+        self._abandon = abandon
+        self._changed = asyncio.Event()
+        self._changed.set()
+        flight.listeners.add(self._changed)
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.flight.listeners.discard(self._changed)
+        self._abandon(self.flight)
+
+    async def wait(self) -> None:
+        """Wait until the answer is complete.
+
+        Raises:
+            PluribusError: there will be none.
+        """
+        await self.flight.over.wait()
+        if self.flight.error is not None:
+            raise self.flight.error
+
+    async def deltas(self, interval: float) -> AsyncIterator[Delta]:
+        """Yield the answer in pieces: the first token at once, then all since the last piece.
+
+        Args:
+            interval: seconds between two pieces, at least.
+
+        Raises:
+            PluribusError: the answer will not be completed.
+        """
+        flight, num_chars, num_tokens, last = self.flight, 0, 0, -interval
+        while True:
+            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(last + interval - time.monotonic()):
+                    await flight.over.wait()
+            self._changed.clear()
+            if flight.error is not None:
+                raise flight.error
+            text = flight.detokenizer.text
+            if flight.finish_reason is None and len(text) == num_chars:
+                continue
+            flight.is_delivered = True
+            delta = Delta(
+                text[num_chars:],
+                tuple(flight.tokens[num_tokens:]),
+                tuple(flight.logprobs[num_tokens:]),
+                flight.finish_reason,
+            )
+            # Before the yield: the answer may grow, or end, while the piece is being sent.
+            num_chars, num_tokens = len(text), len(flight.tokens)
+            yield delta
+            if delta.finish_reason is not None:
+                return
+            last = time.monotonic()
+
+    def completion(self, prompt: str) -> Completion:
+        """Return the whole answer, once it is there."""
+        answer = self.flight.answer()
+        return Completion(
+            prompt=prompt,
+            text=self.flight.detokenizer.text,
+            prompt_tokens=self.flight.query.prompt,
+            tokens=answer.tokens,
+            finish_reason=answer.finish_reason,
+            logprobs=answer.logprobs,
+            prompt_logprobs=answer.prompt_logprobs,
+            cached=self.cached,
+            timing=self.flight.timing,
+        )

@@ -1,0 +1,238 @@
+"""``/metrics``: what Prometheus reads. The names are documented in docs/metrics.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pluribus.engine.messages import Stats
+from pluribus.flight import Flight
+from pluribus.observer import Refusal, ServiceObserver
+from pluribus.supervisor import State
+
+if TYPE_CHECKING:
+    from pluribus.service import Service
+
+MAX_TENANTS = 100
+OTHER = "other"
+"""Stands for tenants over ``MAX_TENANTS``, and for paths where there is nothing."""
+CLIENT_LEFT = 499
+
+_WAITING = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
+_STEP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
+_SIZE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics(ServiceObserver):
+    """Counts and times what a service does.
+
+    Attributes:
+        registry: holds every metric; of this service alone.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self._add_counters()
+        self._add_histograms()
+        self.registry.register(_Readings(service))
+        ProcessCollector(registry=self.registry)
+        self._tenants: dict[str, _Tenant] = {}
+        self._last_step_seconds = 0.0
+
+    def _add_counters(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pluribus_{name}", text, labels, registry=self.registry)
+
+        self._requests = counter("requests", "HTTP requests answered", "endpoint", "status")
+        self._refused = counter("requests_rejected", "Requests not taken in", "reason")
+        self._ended = counter("generations", "Generations that ended", "tenant", "outcome")
+        self._cancelled = counter("cancellations", "Generations whose askers all left")
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts taken in", "tenant")
+        self._tokens = counter("generated_tokens", "Tokens generated", "tenant")
+        self._cached = counter("response_cache_hits", "Answers from the response cache")
+        self._shared = counter("shared_generations", "Requests that joined a generation")
+        # The series exist from the start, so that a rate can be told of the first event.
+        for reason in Refusal:
+            self._refused.labels(reason)
+
+    def _add_histograms(self) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"pluribus_{name}", text, buckets=buckets, registry=self.registry)
+
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "From a request to its first token", _WAITING
+        )
+        self._next_token = histogram(
+            "inter_token_latency_seconds", "From a token to the next", _TOKEN
+        )
+        self._latency = histogram(
+            "e2e_latency_seconds", "From a request to the end of its answer", _WAITING
+        )
+        self._queued = histogram("queue_seconds", "From arrival to the first step", _WAITING)
+        self._batch_size = histogram("batch_size", "Generations in a step", _SIZE)
+        self._step_seconds = histogram("step_seconds", "From a step's start to its result", _STEP)
+
+    def generation_began(self, flight: Flight) -> None:
+        self._of(flight).prompt.inc(len(flight.query.prompt))
+
+    def tokens_came(self, flight: Flight, num_tokens: int) -> None:
+        if not num_tokens:
+            return
+        now = time.monotonic()
+        if flight.advanced is None:
+            self._first_token.observe(now - flight.began)
+        else:
+            self._next_token.observe((now - flight.advanced) / num_tokens)
+        flight.advanced = now
+        self._of(flight).generated.inc(num_tokens)
+
+    def generation_ended(self, flight: Flight) -> None:
+        outcome = "error" if flight.finish_reason is None else str(flight.finish_reason)
+        self._ended.labels(self._of(flight).label, outcome).inc()
+        if flight.error is None:
+            self._latency.observe(time.monotonic() - flight.began)
+        if flight.timing is not None:
+            self._queued.observe(flight.timing.queue)
+
+    def generation_cancelled(self, flight: Flight) -> None:
+        self._cancelled.inc()
+
+    def response_cache_hit(self) -> None:
+        self._cached.inc()
+
+    def generation_shared(self) -> None:
+        self._shared.inc()
+
+    def request_refused(self, reason: Refusal) -> None:
+        self._refused.labels(reason).inc()
+
+    def engine_spoke(self, stats: Stats) -> None:
+        # It also speaks of what is no step: no two of them take the same number of nanoseconds.
+        if stats.step_seconds != self._last_step_seconds:
+            self._last_step_seconds = stats.step_seconds
+            self._batch_size.observe(stats.batch_size)
+            self._step_seconds.observe(stats.step_seconds)
+
+    def request_answered(self, endpoint: str, status: int) -> None:
+        """Count an HTTP request."""
+        self._requests.labels(endpoint, status).inc()
+
+    def route(self) -> Route:
+        """Return the route of ``/metrics``."""
+
+        async def metrics(request: Request) -> Response:
+            encode, media_type = choose_encoder(request.headers.get("accept", ""))
+            return Response(encode(self.registry), headers={"Content-Type": media_type})
+
+        return Route("/metrics", metrics)
+
+    def _of(self, flight: Flight) -> _Tenant:
+        label = flight.tenant.name
+        if label not in self._tenants and len(self._tenants) >= MAX_TENANTS:
+            label = OTHER
+        if label not in self._tenants:
+            self._tenants[label] = _Tenant(
+                label, self._prompt_tokens.labels(label), self._tokens.labels(label)
+            )
+        return self._tenants[label]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tenant:
+    """A tenant's label, and its series, which would take long to look up for every token."""
+
+    label: str
+    prompt: Counter
+    generated: Counter
+
+
+class _Readings(Collector):
+    """What is read off the service when somebody asks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every reading."""
+        service, stats = self._service, self._service.stats
+        num_running = stats.num_running if stats else 0
+        yield _info(service)
+        yield _gauge("engine_ready", "1 while the engine answers", _is_ready(service))
+        yield _count("engine_restarts", "Engines started again", service.supervisor.num_restarts)
+        yield _gauge("generations_running", "Generations in the engine's steps", num_running)
+        # Where it exceeds what the engine counts, the rest waits for an engine.
+        num_waiting = max(service.num_flights - num_running, 0)
+        yield _gauge("generations_waiting", "Generations that wait for their turn", num_waiting)
+        yield _gauge("kv_cache_capacity_tokens", "Tokens that fit", service.num_kv_tokens)
+        yield from _engine_readings(stats)
+
+
+def _engine_readings(stats: Stats | None) -> Iterator[Metric]:
+    used, queried, hit = (
+        (stats.num_kv_tokens_used, stats.num_prompt_tokens, stats.num_cached_tokens)
+        if stats
+        else (0, 0, 0)
+    )
+    yield _gauge("kv_cache_used_tokens", "Tokens held by generations", used)
+    yield _count("prefix_cache_queried_tokens", "Prompt tokens looked for", queried)
+    yield _count("prefix_cache_hit_tokens", "Prompt tokens found", hit)
+    yield _count("preemptions", "Always 0: room is reserved before a generation starts", 0)
+
+
+def _info(service: Service) -> Metric:
+    info = {"version": version("pluribus"), "model": service.spec.name}
+    return InfoMetricFamily("pluribus_build", "What is served, by what", value=info)
+
+
+def _is_ready(service: Service) -> bool:
+    return service.status.state is State.READY
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"pluribus_{name}", text, value=value)
+
+
+def _count(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"pluribus_{name}", text, value=value)
+
+
+class CountRequests:
+    """Counts every request by its route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        status = CLIENT_LEFT
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", OTHER)
+            self._metrics.request_answered(endpoint, status)

@@ -1,0 +1,152 @@
+"""What a device knows of every running generation, by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntFlag
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pluribus.generation import SamplingParams
+from pluribus.interfaces import KVShape
+from pluribus.sampling import Biases, History, Penalties, SamplingRows
+from pluribus.step import Admission, Row
+
+COLDEST = 1e-30
+"""Temperatures below it would make logits infinite; none of them is told from greedy."""
+
+
+class Needs(IntFlag):
+    """What choosing a slot's token takes, besides finding the likeliest.
+
+    Kept on the host, so that a step knows what to run without asking the device.
+    """
+
+    NOTHING = 0
+    NOISE = 1
+    RANKS = 2
+    """Noise, and ``top_k``."""
+    CUT = 4
+    """Noise, and ``top_p`` or ``min_p``."""
+    PENALTIES = 8
+    BIASES = 16
+
+
+class SlotState:
+    """Tokens and sampling parameters, on the device; the host sends what changes."""
+
+    def __init__(self, shape: KVShape, num_token_ids: int, device: torch.device) -> None:
+        slots = shape.num_slots
+        self.num_token_ids = num_token_ids
+        self.device = device
+        # One column more than a text has: its last token is written there, and never read.
+        self.tokens = torch.zeros(slots, shape.max_length + 1, dtype=torch.int64, device=device)
+        self.prompt_length = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.seed = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.top_k = torch.ones(slots, dtype=torch.int64, device=device)
+        self.temperature = torch.ones(slots, device=device)
+        self.top_p = torch.ones(slots, device=device)
+        self.min_p = torch.zeros(slots, device=device)
+        self.repetition = torch.ones(slots, device=device)
+        self.presence = torch.zeros(slots, device=device)
+        self.frequency = torch.zeros(slots, device=device)
+        self.bias_table = BiasTable(slots, device)
+        self.params = [SamplingParams()] * slots
+        self.needs = [Needs.NOTHING] * slots
+        self.num_prompt_tokens = [0] * slots
+
+    def admit(self, admission: Admission) -> None:
+        """Take a generation into its slot."""
+        slot, params = admission.slot, admission.params
+        assert params.seed is not None
+        self.params[slot] = params
+        self.num_prompt_tokens[slot] = len(admission.prompt)
+        self.tokens[slot, : len(admission.prompt)] = torch.tensor(admission.prompt)
+        self.prompt_length[slot] = len(admission.prompt)
+        self.seed[slot] = params.seed
+        self.top_k[slot] = params.top_k
+        self.temperature[slot] = max(params.temperature, COLDEST)
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.repetition[slot] = params.repetition_penalty
+        self.presence[slot] = params.presence_penalty
+        self.frequency[slot] = params.frequency_penalty
+        biases = self._biases(admission)
+        if biases:
+            self.bias_table.put(slot, biases)
+        self.needs[slot] = self._needs(params, biases=bool(biases))
+
+    def num_prompt_successors(self, row: Row) -> int:
+        """Return how many of the row's tokens, from its first on, precede one of the prompt."""
+        left = self.num_prompt_tokens[row.slot] - 1 - row.start
+        return max(0, min(row.num_tokens, left))
+
+    def sampling_rows(self, slots: Tensor, position: Tensor) -> SamplingRows:
+        """Return how the next token of each slot, at each position, is chosen."""
+        return SamplingRows(
+            temperature=self.temperature[slots],
+            top_k=self.top_k[slots],
+            top_p=self.top_p[slots],
+            min_p=self.min_p[slots],
+            seed=self.seed[slots],
+            position=position,
+        )
+
+    def penalties(self, slots: Tensor) -> Penalties:
+        """Return how much what has come before counts in each slot."""
+        return Penalties(self.repetition[slots], self.presence[slots], self.frequency[slots])
+
+    def biases(self, slots: Tensor) -> Biases:
+        """Return what is added to the logits of each slot."""
+        return self.bias_table.rows(slots)
+
+    def history(self, slots: Tensor, position: Tensor, longest: int) -> History:
+        """Return what comes before each position, none of which is above ``longest``."""
+        return History(self.tokens[:, :longest][slots], self.prompt_length[slots], position)
+
+    def _needs(self, params: SamplingParams, *, biases: bool) -> Needs:
+        needs = Needs.BIASES if biases else Needs.NOTHING
+        if params.has_penalties:
+            needs |= Needs.PENALTIES
+        if params.is_greedy:
+            return needs
+        if 0 < params.top_k < self.num_token_ids:
+            return needs | Needs.RANKS
+        return needs | (Needs.CUT if params.top_p < 1 or params.min_p > 0 else Needs.NOISE)
+
+    def _biases(self, admission: Admission) -> list[tuple[int, float, int]]:
+        """Return each bias: id, value, and the position from which it counts no more."""
+        params = admission.params
+        never, free = self.tokens.shape[1], len(admission.prompt) + params.min_tokens
+        biases = [(id_, value, never) for id_, value in params.logit_bias]
+        if params.min_tokens:
+            biases += [(id_, -torch.inf, free) for id_ in admission.banned]
+        # The head may be wider than the tokenizer: ids without text never come up.
+        return [bias for bias in biases if 0 <= bias[0] < self.num_token_ids]
+
+
+class BiasTable:
+    """What is added to the logits of a few ids, by slot; as wide as the longest list yet."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self._ids = torch.zeros(num_slots, 0, dtype=torch.int64, device=device)
+        self._values = torch.zeros(num_slots, 0, device=device)
+        self._until = torch.zeros(num_slots, 0, dtype=torch.int64, device=device)
+
+    def put(self, slot: int, biases: Sequence[tuple[int, float, int]]) -> None:
+        """Replace a slot's biases: each an id, a value, and the position where it ends."""
+        missing = max(0, len(biases) - self._ids.shape[1])
+        self._ids = pad(self._ids, (0, missing))
+        self._values = pad(self._values, (0, missing))
+        self._until = pad(self._until, (0, missing))
+        ids, values, until = zip(*biases, strict=True)
+        self._values[slot] = 0.0  # whatever id lies beyond the list, nothing is added to it
+        self._ids[slot, : len(ids)] = torch.tensor(ids)
+        self._values[slot, : len(ids)] = torch.tensor(values)
+        self._until[slot, : len(ids)] = torch.tensor(until)
+
+    def rows(self, slots: Tensor) -> Biases:
+        """Return the biases of each slot."""
+        return Biases(self._ids[slots], self._values[slots], self._until[slots])

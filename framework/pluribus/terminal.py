@@ -1,0 +1,39 @@
+"""How a command gets on with the terminal, or whatever it was started from."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from typing import TextIO
+
+INTERRUPTED = 130
+"""The exit code that shells know for Ctrl-C."""
+
+
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end this process at once and without a word, wherever it is.
+
+    For commands that have nothing to clean up. A server that listens to signals itself
+    finishes what runs instead.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+
+def open_standard_streams() -> None:
+    """Let what is printed never fail: not for a closed stream, nor for its encoding."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        # It was closed. A socket would get its number, and then all that libraries print.
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a person may be watching; Python has None for a stream that was closed."""
+    return stream is not None and stream.isatty()

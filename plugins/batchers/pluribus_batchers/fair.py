@@ -1,0 +1,134 @@
+"""Tenants share the service by weight, counted in tokens.
+
+The method is the virtual token counter of Sheng et al., "Fairness in Serving Large Language
+Models", OSDI 2024. A tenant's counter is the tokens computed for it, of prompts and answers,
+divided by its weight. The next generation admitted is the oldest of the waiting tenant with
+the lowest counter, and nobody is admitted while that one does not fit. A tenant that begins
+to wait has its counter lifted to the lowest of those who wait already, or if nobody does, to
+that of who did last: time spent idle earns no credit.
+
+What this guarantees, where ``held`` is the tokens that running generations may hold at once
+(``max_batch_size`` times the longest generation, or what the KV cache holds if that is less):
+
+1. While tenants i and j both have somebody waiting, the tokens served to them divided by
+   their weights differ by at most ``held / weight_i + held / weight_j``, over any stretch of
+   time. Nor can a tenant that waits only now and then get ahead of i by more than that, beside
+   what it had running when i began to wait.
+2. A tenant with nothing running whose counter is lifted when it asks for something, as a new
+   one's is, waits for no more than what is running, at most ``held`` tokens, and one
+   generation of each other tenant.
+3. No generation is overtaken for ever: while it waits for ``ahead`` tokens of its own tenant,
+   running or waiting before it, another tenant j is served ``weight_j / weight_i * ahead``
+   tokens and what 1 allows beyond that, at most.
+
+Why: the lowest counter of those who wait (the level) never falls, because counters only grow
+and whoever joins is lifted to it. Tenant i is at the level whenever it is admitted, and until
+it is again it can only be served what it has running, so it is never more than ``held /
+weight_i`` above the level, nor is it below while it waits. The difference between two
+counters thus stays within the two bounds of 1. As for 2: others are admitted before it only
+from that same level, which each leaves with its first token; then everything else drains.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pluribus import Generation
+from pluribus_batchers.continuous import ContinuousBatcher
+
+
+@dataclass(eq=False, slots=True)
+class Account:
+    """A tenant.
+
+    Attributes:
+        counter: tokens served, divided by the tenant's weight.
+        waiting: who of it waits, oldest first.
+        num_alive: how many of it wait or run.
+    """
+
+    counter: float
+    waiting: deque[Generation] = field(default_factory=deque)
+    num_alive: int = 0
+
+
+class FairQueue:
+    """Who waits, by tenant. The turn is with the tenant that was served least for its weight."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+        self._backlogged: dict[str, Account] = {}  # in a tie, who has waited longest is first
+        self._last_backlogged = Account(counter=0.0)
+        self._num_waiting = 0
+        self._sweep_at = 64
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def add(self, generation: Generation) -> None:
+        """Let a generation wait behind those of its tenant."""
+        tenant = generation.tenant
+        account = self._accounts.get(tenant) or self._open_account(tenant)
+        if not account.waiting:
+            account.counter = max(account.counter, self._level())
+            self._backlogged[tenant] = account
+        account.waiting.append(generation)
+        account.num_alive += 1
+        self._num_waiting += 1
+
+    def head(self) -> Generation:
+        """Return the oldest of the tenant with the lowest counter."""
+        return min(self._backlogged.values(), key=_counter).waiting[0]
+
+    def remove(self, generation: Generation) -> None:
+        """Let a generation leave."""
+        account = self._backlogged[generation.tenant]
+        account.waiting.remove(generation)
+        self._num_waiting -= 1
+        if not account.waiting:
+            self._last_backlogged = self._backlogged.pop(generation.tenant)
+
+    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
+        """Put tokens on their tenants' counters. Counts, not values: steps may run ahead."""
+        accounts = self._accounts
+        for generation, count in num_tokens.items():
+            accounts[generation.tenant].counter += count / generation.weight
+
+    def forget(self, generation: Generation) -> None:
+        """Note that a generation is over."""
+        self._accounts[generation.tenant].num_alive -= 1
+
+    def _level(self) -> float:
+        waiting = self._backlogged.values()
+        return min(map(_counter, waiting), default=self._last_backlogged.counter)
+
+    def _open_account(self, tenant: str) -> Account:
+        if len(self._accounts) >= self._sweep_at:
+            self._close_accounts()
+        self._accounts[tenant] = account = Account(self._level())
+        return account
+
+    def _close_accounts(self) -> None:
+        """Drop who is gone and would be lifted on return: tenants' names have no end."""
+        level = self._level()
+        self._accounts = {
+            tenant: account
+            for tenant, account in self._accounts.items()
+            if account.num_alive or account.counter > level
+        }
+        self._sweep_at = 64 + 2 * len(self._accounts)
+
+
+def _counter(account: Account) -> float:
+    return account.counter
+
+
+class FairBatcher(ContinuousBatcher):
+    """Fill every step as ``continuous`` does, admitting tenants by what they have been served.
+
+    The module's documentation says what is guaranteed, and why.
+    """
+
+    queue_class = FairQueue

@@ -1,0 +1,156 @@
+"""The tensors of the paged KV cache, in plain torch: for CPUs, and to test kernels against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from pluribus import Admission, KVShape, KVStore, Row, TokenLayout
+
+
+class PagedStore(KVStore):
+    """Keys and values in one pool of blocks; rows lie one after another without padding.
+
+    The pool is [layers, 2, heads, tokens, head_dim], so that blocks side by side are one view.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        size = (shape.num_layers, 2, shape.num_heads, num_blocks * block_size, shape.head_dim)
+        # Every page is touched now: a host that lacks the memory shows it before it serves.
+        self._pool = torch.empty(size, device=device, dtype=dtype).zero_()
+        self._layers = [layer.unbind() for layer in self._pool.unbind()]
+        self._device = device
+        self._columns = torch.arange(block_size, device=device)
+        length = -(-shape.max_length // block_size) * block_size
+        # Where in the pool each position of each slot's text is.
+        self._places = torch.zeros(shape.num_slots, length, dtype=torch.int64, device=device)
+        self._runs: dict[int, list[_Run]] = {}
+
+    def admit(self, admission: Admission) -> None:
+        """Take a generation into a slot, its blocks in ``admission.placement``."""
+        blocks = torch.tensor(admission.placement, device=self._device)
+        places = (blocks[:, None] * len(self._columns) + self._columns).flatten()
+        self._places[admission.slot, : len(places)] = places
+        self._runs[admission.slot] = self._runs_of(admission.placement)
+
+    def evict(self, slot: int) -> None:
+        """Forget the generation in ``slot``."""
+        del self._runs[slot]
+
+    def begin(self, rows: Sequence[Row]) -> TokenLayout:
+        """Lay out the rows' tokens and plan how each row attends."""
+        self._lengths = [row.num_tokens for row in rows]
+        self._attentions = [self._attention(row) for row in rows]
+        layout = self._layout(rows)
+        self._written = self._places[layout.slots, layout.positions]
+        return layout
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write the step's keys and values, then attend row by row."""
+        keys, values = self._layers[layer]
+        keys[:, self._written] = key.transpose(0, 1)
+        values[:, self._written] = value.transpose(0, 1)
+        queries = torch.split(query.transpose(0, 1)[None], self._lengths, dim=2)
+        attended = [
+            attention.attend(layer, row).transpose(1, 2)
+            for attention, row in zip(self._attentions, queries, strict=True)
+        ]
+        return torch.cat(attended, dim=1)[0]
+
+    def _layout(self, rows: Sequence[Row]) -> TokenLayout:
+        slots = torch.tensor([row.slot for row in rows], device=self._device)
+        starts = torch.tensor([row.start for row in rows], device=self._device)
+        if max(self._lengths) == 1:
+            return TokenLayout(slots, starts, torch.arange(len(rows), device=self._device))
+        lengths = torch.tensor(self._lengths, device=self._device)
+        ends = lengths.cumsum(0)
+        num_tokens = sum(self._lengths)
+        index = torch.arange(num_tokens, device=self._device)
+        shift = (starts - ends + lengths).repeat_interleave(lengths, output_size=num_tokens)
+        slots = slots.repeat_interleave(lengths, output_size=num_tokens)
+        return TokenLayout(slots, index + shift, ends - 1)
+
+    def _attention(self, row: Row) -> _Attention:
+        end = row.start + row.num_tokens
+        runs = [run for run in self._runs[row.slot] if run.start < end]
+        mask = None
+        if row.start and row.num_tokens > 1:
+            mask = self._pool.new_full((row.num_tokens, end), -torch.inf).triu(row.start + 1)
+        is_causal = row.start == 0 and row.num_tokens > 1
+        return _Attention(runs, end, is_causal, mask)
+
+    def _runs_of(self, placement: tuple[int, ...]) -> list[_Run]:
+        """Return the views that hold a text, one for each run of blocks side by side."""
+        block_size = len(self._columns)
+        runs: list[_Run] = []
+        # Along a run, the block's number and its index in the text grow together.
+        for _, run in groupby(enumerate(placement), key=lambda item: item[1] - item[0]):
+            members = list(run)
+            index, block = members[0]
+            tokens = slice(block * block_size, (block + len(members)) * block_size)
+            views = self._pool[..., None, :, tokens, :].flatten(0, 1).unbind()
+            runs.append(_Run(index * block_size, views[0::2], views[1::2]))
+        return runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A piece of a text that lies in one piece in the pool.
+
+    Attributes:
+        start: position of its first token.
+        keys, values: views for each layer, [1, heads, tokens, head_dim].
+    """
+
+    start: int
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """How one row attends, in every layer, to the first ``end`` tokens of its text."""
+
+    runs: Sequence[_Run]
+    end: int
+    is_causal: bool
+    mask: Tensor | None
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Return what ``query``, [1, heads, num_tokens, head_dim], finds."""
+        *whole, last = self.runs
+        keys = [run.keys[layer] for run in whole]
+        values = [run.values[layer] for run in whole]
+        length = self.end - last.start
+        keys.append(last.keys[layer].narrow(2, 0, length))
+        values.append(last.values[layer].narrow(2, 0, length))
+        if whole and query.shape[2] == 1:
+            return _attend_to_pieces(query, keys, values)
+        return scaled_dot_product_attention(
+            query, _join(keys), _join(values), self.mask, is_causal=self.is_causal, scale=1.0
+        )
+
+
+def _join(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _attend_to_pieces(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Attend with one token: copying the pieces together would take thrice as long."""
+    scores = torch.cat([query @ key.mT for key in keys], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    pieces = torch.split(weights, [value.shape[2] for value in values], dim=-1)
+    parts = [weight @ value for weight, value in zip(pieces, values, strict=True)]
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,149 @@
+"""Model-parallel parts: whether all are there and belong together, and how they join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pluribus.errors import CheckpointError
+from pluribus_opt.checkpoint.names import split_dim
+from pluribus_opt.checkpoint.numbering import PART, in_order, in_short, missing, number_of
+from pluribus_opt.checkpoint.stored import StoredTensor, join
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The tensors of one model-parallel part, or of any one file, by canonical name.
+
+    Attributes:
+        file: that holds them, or the first that does.
+    """
+
+    file: Path
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def num_parts(self) -> int:
+        """In how many parts the network is, as the shapes tell; 1 where they do not."""
+        for name, tensor in self.tensors.items():
+            if name.endswith(".k_proj.weight") and len(tensor.shape) == 2:
+                rows, columns = tensor.shape
+                return max(1, columns // max(1, rows))
+        return 1
+
+
+def combine(shares: Sequence[Share]) -> Mapping[str, StoredTensor]:
+    """Return the whole tensors of a checkpoint, whether its files are parts or each has some.
+
+    Raises:
+        CheckpointError: a part or tensor is missing, there twice, or not of this checkpoint.
+    """
+    # Those that are no parts by their names come first, for a message to name them.
+    shares = sorted(shares, key=lambda share: number_of(share.file, PART) is not None)
+    if repeated := _first_repeated(shares):
+        if number_of(shares[0].file, PART) is not None:
+            return _join(shares)
+        name, first, second = repeated
+        raise CheckpointError(
+            f"{name} is there twice: in {first} and in {second}; set model.checkpoint to one of "
+            "the files, or to a folder that holds one checkpoint"
+        )
+    for share in shares:
+        if share.num_parts > 1:
+            raise CheckpointError(_lone(share))
+    return {name: tensor for share in shares for name, tensor in share.tensors.items()}
+
+
+def _first_repeated(shares: Sequence[Share]) -> tuple[str, Path, Path] | None:
+    seen: dict[str, Path] = {}
+    for share in shares:
+        for name in share.tensors:
+            if name in seen:
+                return name, seen[name], share.file
+            seen[name] = share.file
+    return None
+
+
+def _lone(share: Share) -> str:
+    number, num_parts = number_of(share.file, PART), share.num_parts
+    if number is None:
+        return (
+            f"{share.file} is one of {num_parts} model-parallel parts, as its shapes tell: set "
+            "model.checkpoint to a folder with all of them, named …model_part-0.pt and so on"
+        )
+    return (
+        f"{share.file} is part {number} of a checkpoint in {num_parts} model-parallel parts; "
+        f"missing: {missing([share.file], PART, num_parts)}. "
+        "Set model.checkpoint to a folder with all of them"
+    )
+
+
+def _join(shares: Sequence[Share]) -> Mapping[str, StoredTensor]:
+    by_file = {share.file: share for share in shares}
+    parts = [by_file[file] for file in in_order(by_file, PART)]
+    _check_count(parts)
+    _check_alike(parts)
+    _check_different(parts)
+    joined = {}
+    for name, tensor in parts[0].tensors.items():
+        dim = split_dim(name)
+        # Copies of what is not split may differ by noise; the first is as good as any.
+        joined[name] = tensor if dim is None else join([p.tensors[name] for p in parts], dim)
+    return joined
+
+
+def _check_count(parts: Sequence[Share]) -> None:
+    first, files = parts[0], [part.file for part in parts]
+    for part in parts:
+        if part.num_parts != first.num_parts:
+            raise CheckpointError(
+                f"{part.file} is one of {part.num_parts} parts but {first.file} is one of "
+                f"{first.num_parts}, as their shapes tell: they are of different checkpoints"
+            )
+    if absent := missing(files, PART, first.num_parts):
+        raise CheckpointError(
+            f"{first.file.parent} has {len(parts)} of the {first.num_parts} model-parallel parts "
+            f"of a checkpoint; missing: {absent}"
+        )
+    if len(parts) > first.num_parts:
+        raise CheckpointError(
+            f"{in_short([file.name for file in files])} are {len(parts)} parts by their names, "
+            f"but each is one of {first.num_parts} by its shapes: they are not one checkpoint"
+        )
+
+
+def _check_alike(parts: Sequence[Share]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        if differing := first.tensors.keys() ^ part.tensors.keys():
+            name = min(differing)
+            has, lacks = (first, part) if name in first.tensors else (part, first)
+            raise CheckpointError(f"{lacks.file} lacks {name}, which {has.file} holds")
+        for name, tensor in part.tensors.items():
+            other = first.tensors[name]
+            if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+                raise CheckpointError(
+                    f"{name} is {_kind(tensor)} in {part.file} but {_kind(other)} in {first.file}: "
+                    "they are of different checkpoints"
+                )
+
+
+def _kind(tensor: StoredTensor) -> str:
+    return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _check_different(parts: Sequence[Share]) -> None:
+    """Refuse a copy of a part under another part's name, told by one row of what is split."""
+    split = (n for n, t in parts[0].tensors.items() if split_dim(n) == 0 and len(t.shape) == 2)
+    name = next(split, None)
+    if name is None:
+        return
+    seen: dict[tuple[float, ...], Path] = {}
+    for part in parts:
+        row = tuple(part.tensors[name].read((slice(0, 1), slice(None))).flatten().tolist())
+        if row in seen and len(set(row)) > 1:  # a row of equal numbers says nothing
+            raise CheckpointError(
+                f"{part.file} holds the same numbers as {seen[row]}: it is a copy of that part"
+            )
+        seen[row] = part.file

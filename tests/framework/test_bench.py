@@ -1,0 +1,191 @@
+"""`pluribus bench` measures what it says, prints JSON lines and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluribus import config as conf
+from pluribus.bench.command import BenchConfig
+from pluribus.bench.engine import BenchEngine, Course, Measurement, quantile
+from pluribus.bench.stopwatch import ForwardPass, TimedNetwork
+from pluribus.bench.workloads import WORKLOADS, fixed, mixed
+from pluribus.errors import ConfigError
+from pluribus.interfaces import KVStore, Network
+from pluribus.plugins import discover
+from processes import environment
+
+PLURIBUS = [sys.executable, "-c", "from pluribus.cli import main; main()"]
+SMALL = ("workload=lat8", "num_requests=3", "prompt_tokens=5", "output_tokens=4", "warmups=1")
+NUM_IDS = 8192
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PLURIBUS, "bench", *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def records(run: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_each_repeat_and_the_summary_are_a_line_of_json(tmp_path: Path) -> None:
+    *repeats, summary = records(bench(tmp_path, *SMALL, "repeats=2"))
+    assert [repeat["repeat"] for repeat in repeats] == [1, 2]
+    for record in (*repeats, summary):
+        assert record["output_tokens"] == 3 * 4
+        # Every request waits for the first step and takes part in the three that follow.
+        assert record["steps"] == 4
+        assert 0 < record["model_ms"]["p50"] < record["step_ms"]["p50"]
+        assert 0 < record["engine_ms"]["p50"] < record["step_ms"]["p99"]
+        assert 0 < record["tpot_ms"]["p50"] <= record["tpot_ms"]["p99"]
+    assert summary["model"] == {"name": "opt-stories-14m", "parameters": 14187264}
+    assert summary["config"]["batcher"]["name"] == "continuous"
+    assert summary["peak_rss_mib"] > 100
+    assert summary["versions"]["python"].startswith("3.")
+
+
+def test_a_sweep_measures_each_combination_and_leaves_no_files(tmp_path: Path) -> None:
+    run = bench(tmp_path, "-m", *SMALL, "repeats=1", "batcher.max_batch_size=1,2")
+    summaries = [record for record in records(run) if record["record"] == "summary"]
+    assert [s["config"]["batcher"]["max_batch_size"] for s in summaries] == [1, 2]
+    assert [s["steps"] for s in summaries] == [3 * 4, 2 * 4]
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_verbs_refuse_to_sweep(tmp_path: Path) -> None:
+    command = [*PLURIBUS, "serve", "-m", "server.port=1,2"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == (
+        "pluribus: serve runs one configuration, so -m is not for it; pluribus bench takes it\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("workload=lat9", "workload must be one of lat1, "),
+        ("repeats=0", "repeats must be at least 1, got 0"),
+        ("warmups=-1", "warmups must be at least 0, got -1"),
+        ("prompt_tokens=1", "prompt_tokens must be at least 2, got 1"),
+        ("temperature=3", "temperature must be from 0 to 2, got 3.0"),
+        ("prompt_tokens=1000", "the workload's longest request has 1128 tokens"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_a_wrong_setting_is_refused_before_anything_runs(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    run = bench(tmp_path, override)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"pluribus: {message}")
+    assert run.stdout == ""
+
+
+def test_settings_change_the_workload_they_are_given_with() -> None:
+    config = conf.load("bench", ["workload=mix16", "num_requests=3", "output_tokens=20"])
+    chosen = conf.pick(config, BenchConfig).chosen()
+    assert chosen.num_requests == 3
+    assert chosen.output.median == 20
+    assert chosen.output.spread == WORKLOADS["mix16"].output.spread
+    assert chosen.prompt == WORKLOADS["mix16"].prompt
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from(sorted(set(WORKLOADS) - {"mix512", "b256", "prefill"})), st.integers(1, 50))
+def test_rounds_are_as_long_as_each_other_and_share_no_prompt(name: str, round_: int) -> None:
+    first, other = (WORKLOADS[name].requests(i, [2], NUM_IDS) for i in (0, round_))
+    assert [(len(r.prompt), r.num_tokens) for r in first] == [
+        (len(r.prompt), r.num_tokens) for r in other
+    ]
+    assert not {r.prompt[:16] for r in first} & {r.prompt[:16] for r in other}
+    assert all(4 <= id_ < NUM_IDS for r in (*first, *other) for id_ in r.prompt[1:])
+
+
+def test_fixed_requests_are_all_alike() -> None:
+    requests = fixed(3, 7, 5).requests(0, [2], NUM_IDS)
+    assert [(len(r.prompt), r.num_tokens, r.length) for r in requests] == [(7, 5, 12)] * 3
+
+
+def test_mixed_lengths_are_the_documented_ones() -> None:
+    requests = mixed(200).requests(0, [2], 50265)
+    rng = random.Random(1)
+    for request in requests:
+        prompt = min(1024, max(4, int(rng.lognormvariate(4.6, 1.1))))
+        output = min(768, max(4, int(rng.lognormvariate(4.9, 0.9))))
+        assert request.num_tokens == output
+        assert request.prompt == (2, *(rng.randrange(4, 50000) for _ in range(prompt - 1)))
+
+
+def test_the_engines_own_time_is_what_the_network_does_not_take() -> None:
+    passes = [ForwardPass(0.0, 1.0), ForwardPass(1.5, 2.0), ForwardPass(2.25, 3.0)]
+    measurement = Measurement(3.0, [Course(1.0, 3.0, 3)], [1.0, 1.0, 1.0], passes)
+    assert measurement.engine_seconds == [0.5, 0.25]
+    report = measurement.report()
+    assert report["output_tokens_per_second"] == 1.0
+    assert report["model_ms"] == {"p50": 750.0, "p99": 1000.0}
+    assert report["ttft_ms"] == {"p50": 1000.0, "p99": 1000.0}
+    assert report["tpot_ms"] == {"p50": 1000.0, "p99": 1000.0}
+
+
+def test_what_cannot_be_timed_is_null() -> None:
+    report = Measurement(1.0, [Course(1.0, 1.0, 1)], [1.0], []).report()
+    assert report["model_ms"] is report["engine_ms"] is report["tpot_ms"] is None
+
+
+def test_a_pass_lasts_until_its_last_logits() -> None:
+    class SlowNetwork:
+        def __call__(self, *_: object) -> object:
+            time.sleep(0.02)
+            return None
+
+        def logits(self, _: object) -> object:
+            time.sleep(0.02)
+            return None
+
+    passes: list[ForwardPass] = []
+    network: Any = TimedNetwork(cast(Network, SlowNetwork()), passes)
+    network(None, None, cast(KVStore, None), None)
+    [timed] = passes
+    assert timed.ended - timed.started >= 0.02
+    network.logits(None)
+    network.logits(None)
+    assert timed.ended - timed.started >= 0.06
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_a_quantile_is_a_value_that_its_share_lies_below(values: list[float], at: float) -> None:
+    value = quantile(values, at)
+    assert value in values
+    assert sum(each <= value for each in values) >= at * len(values)
+
+
+def test_an_engine_that_cannot_load_says_why() -> None:
+    config = conf.load("bench", ["cache.kv.memory=1KiB"])
+    with pytest.raises(Exception, match=r"cache\.kv\.memory"), BenchEngine(config, discover()):
+        pass
+
+
+def test_more_than_a_texts_length_is_refused() -> None:
+    engine = BenchEngine(conf.load("bench", []), discover())
+    with pytest.raises(ConfigError, match="takes 1024"):
+        engine.requests(fixed(1, 1000, 25), 0)
+    engine.requests(fixed(1, 1000, 24), 0)
