@@ -50,8 +50,8 @@ def test_each_repeat_and_the_summary_are_a_line_of_json(tmp_path: Path) -> None:
     assert [repeat["repeat"] for repeat in repeats] == [1, 2]
     for record in (*repeats, summary):
         assert record["output_tokens"] == 3 * 4
-        # Every request waits for the first step and takes part in the three that follow.
-        assert record["steps"] == 4
+        # Each of three requests takes part in four steps; they arrive within a step or two.
+        assert 4 <= record["steps"] <= 4 + 2
         assert 0 < record["model_ms"]["p50"] < record["step_ms"]["p50"]
         assert 0 < record["engine_ms"]["p50"] < record["step_ms"]["p99"]
         assert 0 < record["tpot_ms"]["p50"] <= record["tpot_ms"]["p99"]
@@ -65,7 +65,9 @@ def test_a_sweep_measures_each_combination_and_leaves_no_files(tmp_path: Path) -
     run = bench(tmp_path, "-m", *SMALL, "repeats=1", "batcher.max_batch_size=1,2")
     summaries = [record for record in records(run) if record["record"] == "summary"]
     assert [s["config"]["batcher"]["max_batch_size"] for s in summaries] == [1, 2]
-    assert [s["steps"] for s in summaries] == [3 * 4, 2 * 4]
+    alone, paired = (summary["steps"] for summary in summaries)
+    assert alone == 3 * 4
+    assert 2 * 4 <= paired < alone
     assert not list(tmp_path.iterdir())
 
 
