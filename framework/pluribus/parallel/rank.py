@@ -12,7 +12,6 @@ import queue
 import socket
 import sys
 import threading
-import time
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,8 +34,6 @@ from pluribus.plugins import discover
 from pluribus.server.config import ServerConfig
 from pluribus.step import Step
 
-SECONDS_TO_HEAR_OF_THE_END = 2.0
-
 
 def main() -> None:
     """Run steps until the first rank ends this one."""
@@ -56,8 +53,6 @@ def main() -> None:
     except BaseException as error:
         with contextlib.suppress(ChannelClosed):
             channel.send(RankDied(f"{type(error).__name__}: {' '.join(str(error).split())}"))
-        # A collective fails too when the first rank ends: then _receive ends this one, silently.
-        time.sleep(SECONDS_TO_HEAR_OF_THE_END)
         raise
 
 
