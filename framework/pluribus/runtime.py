@@ -210,7 +210,8 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     dtype = _dtype(parts.dtype, spec.dtype, device)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place = parts.parallelism.place(rank, device, rendezvous)
+    share = parts.parallelism.share(rank, spec)
+    place = parts.parallelism.place(share, device, rendezvous)
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
         shape = _kv_shape(parts, place, device, dtype)
@@ -227,7 +228,8 @@ def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dty
     num_slots: int = parts.batcher_config.max_batch_size
     first_head, end_head = place.tensor.span(spec.num_heads)
     num_heads = end_head - first_head
-    bytes_per_token = 2 * spec.num_layers * num_heads * spec.head_dim * dtype.itemsize
+    num_layers = len(place.share.layers)
+    bytes_per_token = 2 * num_layers * num_heads * spec.head_dim * dtype.itemsize
     num_tokens = num_kv_tokens(
         parts.kv_cache.memory,
         device=device,
@@ -245,7 +247,7 @@ def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dty
         format_bytes(num_tokens * bytes_per_token),
     )
     return KVShape(
-        num_layers=spec.num_layers,
+        num_layers=num_layers,
         num_heads=num_heads,
         head_dim=spec.head_dim,
         num_slots=num_slots,

@@ -60,7 +60,7 @@ class Worker(Executor):
         tokens = tokens.masked_fill(layout.positions < 0, self.spec.pad_token_id)
         plan = self._plan(rows)
         wanted = plan.wanted(layout)
-        hidden = self.network(tokens, positions, self.store, wanted)
+        hidden = self.network(self.network.embed(tokens, positions), self.store)[wanted]
         slots, following = layout.slots[wanted], positions[wanted] + 1
         num = len(plan.sampling)
         tokens, chosen = self._sample(plan, hidden[:num], slots[:num], following[:num])

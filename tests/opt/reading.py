@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pluribus.generation import SamplingParams
+from pluribus.interfaces import Place, Share
 from pluribus.parallel.group import TensorParallel
 from pluribus.step import Admission, Row
 from pluribus.testing.reference import ReferenceKVStore
@@ -25,6 +26,14 @@ def fill(parts: Iterable[Part], tensors: Mapping[str, Tensor]) -> None:
         part.target.copy_(tensors[part.name][part.index])
 
 
+def whole(num_layers: int, tp: TensorParallel | None = None) -> Place:
+    """Return a rank's place in a group that shares every layer, or alone."""
+    tp = tp or TensorParallel()
+    layers = range(num_layers)
+    share = Share(rank=tp.rank, layers=layers, tensor_rank=tp.rank, tensor_size=tp.size)
+    return Place(share=share, tensor=tp)
+
+
 def decoder(
     config: OPTConfig,
     tensors: Mapping[str, Tensor],
@@ -32,7 +41,8 @@ def decoder(
     dtype: torch.dtype = torch.float32,
 ) -> OPTDecoder:
     """Return our decoder on the CPU, filled."""
-    network = OPTDecoder.empty(config, tp or TensorParallel(), torch.device("cpu"), dtype)
+    place = whole(config.num_hidden_layers, tp)
+    network = OPTDecoder.empty(config, place, torch.device("cpu"), dtype)
     for parameter in network.parameters():
         parameter.fill_(math.nan)  # what stays unfilled must not matter
     fill(network.parts(), tensors)
@@ -62,8 +72,8 @@ class Reading:
         ]
         for row in rows:
             self.num_read[row.slot] += row.num_tokens
-        hidden = self.network(torch.tensor(tokens), layout.positions, self.store, layout.last)
-        return self.network.logits(hidden)
+        x = self.network.embed(torch.tensor(tokens), layout.positions)
+        return self.network.logits(self.network(x, self.store)[layout.last])
 
 
 def _admission(slot: int, prompt: Sequence[int]) -> Admission:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from opt.reading import whole
 from opt.variants import VARIANTS, architecture, hugging_face
-from pluribus.parallel.group import TensorParallel
 from pluribus_opt.checkpoint.names import canonical, is_fused, split_fused
 from pluribus_opt.checkpoint.shapes import Shape, flat_layout, num_elements, tensor_shapes
 from pluribus_opt.config import SIZES, OPTConfig
@@ -19,8 +19,8 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 
 def shapes_of_decoder(config: OPTConfig) -> dict[str, Shape]:
-    tp = TensorParallel()
-    decoder = OPTDecoder.empty(config, tp, torch.device("meta"), torch.float16)
+    place = whole(config.num_hidden_layers)
+    decoder = OPTDecoder.empty(config, place, torch.device("meta"), torch.float16)
     return {part.name: part.shape for part in decoder.parts()}
 
 

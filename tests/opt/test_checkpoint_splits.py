@@ -24,7 +24,7 @@ from transformers import OPTForCausalLM
 from opt.checkpoint_files import canonical_state, tiny_opt
 from opt.mapped_reads import MappedReads
 from opt.metaseq_files import LAYOUTS, save_parts, save_shards
-from pluribus import Place
+from opt.reading import whole
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.checkpoint import resolve
 from pluribus_opt.checkpoint.stored import StoredTensor, join, unflatten
@@ -68,7 +68,8 @@ class Split:
         for stage in range(self.pipeline):
             for rank in range(self.tensor):
                 tp = TensorParallel(rank, self.tensor)
-                decoder = OPTDecoder.empty(config, tp, torch.device("cpu"), torch.float32)
+                place = whole(config.num_hidden_layers, tp)
+                decoder = OPTDecoder.empty(config, place, torch.device("cpu"), torch.float32)
                 for parameter in decoder.parameters():
                     parameter.fill_(torch.nan)
                 yield [p for p in decoder.parts() if self._holds(stage, p.name, config)]
@@ -208,8 +209,9 @@ def test_the_plugin_loads_what_does_not_describe_itself(tmp_path: Path, layout: 
         config=str(described),
         tokenizer=str(small_tokenizer(tmp_path / "tokenizer")),
     )
-    network = OPTModel(settings).load(
-        Place(rank=0, tensor=TensorParallel()),
+    opt = OPTModel(settings)
+    network = opt.load(
+        whole(opt.spec.num_layers),
         torch.device("cpu"),
         torch.float32,
         lambda done, total: None,

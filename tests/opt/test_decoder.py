@@ -13,9 +13,8 @@ from transformers import OPTConfig as HuggingFaceConfig
 from transformers import OPTForCausalLM
 
 from opt.ranks import run_on_ranks
-from opt.reading import Case, Reading, decoder, read_cases
+from opt.reading import Case, Reading, decoder, read_cases, whole
 from opt.variants import VARIANTS, architecture, canonical, hugging_face
-from pluribus.parallel.group import TensorParallel
 from pluribus.step import Row
 from pluribus_opt.config import SIZES, OPTConfig
 from pluribus_opt.decoder import OPTDecoder
@@ -107,7 +106,8 @@ def test_logits_are_those_that_are_wanted_in_their_order() -> None:
     store = Reading(ours("pre-norm"), [TEXT]).store
     layout = store.begin([Row(0, 0, len(TEXT), samples=True)])
     wanted = torch.tensor([7, 2])
-    hidden = ours("pre-norm")(torch.tensor(TEXT), layout.positions, store, wanted)
+    x = ours("pre-norm").embed(torch.tensor(TEXT), layout.positions)
+    hidden = ours("pre-norm")(x, store)[wanted]
     assert_same(ours("pre-norm").logits(hidden), expected("pre-norm", TEXT)[wanted])
     assert_same(ours("pre-norm").logits(hidden[1:]), expected("pre-norm", TEXT)[wanted[1:]])
 
@@ -146,7 +146,7 @@ def test_two_ranks_are_as_one(variant: str, logits_of_two_ranks: list[dict[str, 
 def test_every_size_has_transformers_tensors(size: str) -> None:
     config = SIZES[size]
     with torch.device("meta"):
-        network = OPTDecoder(config, TensorParallel())
+        network = OPTDecoder(config, whole(config.num_hidden_layers))
         reference = OPTForCausalLM(_hugging_face_config(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in canonical(reference).items()}
     assert {part.name: part.shape for part in network.parts()} == shapes

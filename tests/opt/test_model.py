@@ -15,9 +15,9 @@ from transformers import OPTConfig as HuggingFaceConfig
 from transformers import OPTForCausalLM
 
 from opt.folders import NUM_TOKEN_IDS, write_folder, write_tokenizer
-from opt.reading import Reading
+from opt.reading import Reading, whole
 from opt.variants import hugging_face
-from pluribus import ConfigError, Place
+from pluribus import ConfigError
 from pluribus import config as conf
 from pluribus.errors import CheckpointError
 from pluribus.parallel.group import TensorParallel
@@ -53,7 +53,7 @@ def make(checkpoint: Path | str | None, **settings: str | None) -> OPTModel:
 
 
 def load(model: OPTModel, tp: TensorParallel | None = None) -> OPTDecoder:
-    place = Place(rank=0, tensor=tp or TensorParallel())
+    place = whole(model.spec.num_layers, tp)
     network = model.load(place, torch.device("cpu"), torch.float32, lambda done, total: None)
     assert isinstance(network, OPTDecoder)
     return network
@@ -223,7 +223,7 @@ def test_progress_reaches_the_total(tmp_path: Path, tokenizer: str) -> None:
     config = write_config(tmp_path / "some.json", vocab_size=VOCAB_SIZE)
     model = make("random", config=config, tokenizer=tokenizer)
     calls: list[tuple[int, int]] = []
-    place = Place(rank=0, tensor=TensorParallel())
+    place = whole(model.spec.num_layers)
     model.load(place, torch.device("cpu"), torch.float16, lambda *call: calls.append(call))
     total = 2 * model.spec.num_parameters
     assert calls[-1] == (total, total)

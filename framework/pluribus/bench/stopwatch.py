@@ -28,10 +28,15 @@ class TimedNetwork(Network):
         self._network = network
         self._passes = passes
 
-    def __call__(self, tokens: Tensor, positions: Tensor, kv: KVStore, wanted: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         started = time.perf_counter()
-        hidden = self._network(tokens, positions, kv, wanted)
+        x = self._network.embed(tokens, positions)
         self._passes.append(ForwardPass(started, time.perf_counter()))
+        return x
+
+    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
+        hidden = self._network(x, kv)
+        self._passes[-1].ended = time.perf_counter()
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

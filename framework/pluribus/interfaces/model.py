@@ -94,27 +94,38 @@ class Tokenizer(Protocol):
 class Network(Protocol):
     """One rank's part of the decoder, weights loaded.
 
-    A step calls it once, and then ``logits`` any number of times: logits are many more numbers
-    than what they are made of, so whoever needs them at many tokens takes them in pieces.
+    A step calls ``embed`` once, on the first stage of a pipeline; then the network itself, on
+    every stage; then ``logits``, on the last stage, any number of times: logits are many more
+    numbers than what they are made of, so whoever needs them at many tokens takes them in pieces.
     """
 
-    def __call__(self, tokens: Tensor, positions: Tensor, kv: KVStore, wanted: Tensor) -> Tensor:
-        """Run one step.
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return what the first layer takes.
 
         Args:
             tokens: ids, int64, shape [num_tokens]: the tokens of all rows, one after another.
             positions: of each token in its own text, counted from 0, int64, [num_tokens].
-            kv: writes the step's keys and values and attends to what is stored.
-            wanted: which of ``tokens`` logits may be asked for: indices, int64, [num_wanted].
 
         Returns:
-            What ``logits`` takes: one row for each that is wanted, [num_wanted, width].
+            [num_tokens, hidden_size].
+        """
+
+    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
+        """Run this rank's layers.
+
+        Args:
+            x: what ``embed`` or the stage before has returned, [num_tokens, hidden_size].
+            kv: writes the step's keys and values and attends to what is stored; it counts
+                this rank's layers from 0.
+
+        Returns:
+            What the next stage or ``logits`` takes, [num_tokens, hidden_size].
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of some rows of what a step returned.
+        """Return the logits of some rows of what the last layer has returned.
 
-        With several ranks, all of them ask for the same rows.
+        With several ranks, all of the last stage ask for the same rows.
 
         Returns:
             [num_rows, vocab_size], whole on every rank.

@@ -18,15 +18,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """One rank's place among all.
+class Share:
+    """What one rank holds of the network, in plain numbers.
 
     Attributes:
-        rank: counted from 0.
-        tensor: its tensor-parallel group: who shares its layers.
+        rank: among all, counted from 0.
+        layers: the decoder layers it has a part of, side by side.
+        stage, num_stages: its place in the pipeline; the first stage embeds, the last has the head.
+        tensor_rank, tensor_size: its place among the ranks that share each of its layers.
     """
 
     rank: int
+    layers: range
+    stage: int = 0
+    num_stages: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it turns tokens into what the first layer takes."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it turns what the last layer returns into logits."""
+        return self.stage == self.num_stages - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One rank's share, and the ranks that it works with.
+
+    Attributes:
+        share: what it holds.
+        tensor: its tensor-parallel group: who shares its layers.
+    """
+
+    share: Share
     tensor: TensorParallel
 
 
@@ -44,21 +73,20 @@ class Parallelism(ABC):
     def world_size(self) -> int:
         """Ranks in all."""
 
-    @property
-    @abstractmethod
-    def tensor_size(self) -> int:
-        """Ranks that share each layer."""
-
     @abstractmethod
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError if ``spec`` cannot be split so, before any device is touched."""
 
     @abstractmethod
-    def place(self, rank: int, device: torch.device, rendezvous: str) -> Place:
-        """Return this rank's place, having met the other ranks; called in the rank's process.
+    def share(self, rank: int, spec: ModelSpec) -> Share:
+        """Return what a rank holds, touching no device."""
+
+    @abstractmethod
+    def place(self, share: Share, device: torch.device, rendezvous: str) -> Place:
+        """Return a rank's place, having met the other ranks; called in the rank's process.
 
         Args:
-            rank: counted from 0.
+            share: what it holds.
             device: where this rank's tensors are, which decides how ranks talk.
             rendezvous: where they meet, as torch.distributed's ``init_method``; empty for a
                 single rank.

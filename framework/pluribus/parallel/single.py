@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pluribus.interfaces import ModelSpec, Parallelism, Place
+from pluribus.interfaces import ModelSpec, Parallelism, Place, Share
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +28,13 @@ class SingleRank(Parallelism):
     def world_size(self) -> int:
         return 1
 
-    @property
-    def tensor_size(self) -> int:
-        return 1
-
     def check(self, spec: ModelSpec) -> None:
         """Accept any model."""
 
-    def place(self, rank: int, device: torch.device, rendezvous: str) -> Place:
+    def share(self, rank: int, spec: ModelSpec) -> Share:
+        return Share(rank=rank, layers=range(spec.num_layers))
+
+    def place(self, share: Share, device: torch.device, rendezvous: str) -> Place:
         from pluribus.parallel.group import TensorParallel
 
-        return Place(rank=rank, tensor=TensorParallel())
+        return Place(share=share, tensor=TensorParallel())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pluribus.errors import ConfigError
-from pluribus.interfaces import ModelSpec, Parallelism, Place
+from pluribus.interfaces import ModelSpec, Parallelism, Place, Share
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,6 @@ class TensorParallelism(Parallelism):
     def world_size(self) -> int:
         return self.config.size
 
-    @property
-    def tensor_size(self) -> int:
-        return self.config.size
-
     def check(self, spec: ModelSpec) -> None:
         if self.config.size > spec.num_heads:
             raise ConfigError(
@@ -50,10 +46,18 @@ class TensorParallelism(Parallelism):
                 f"heads, and every rank needs one; choose parallel.size={spec.num_heads} or less"
             )
 
-    def place(self, rank: int, device: torch.device, rendezvous: str) -> Place:
+    def share(self, rank: int, spec: ModelSpec) -> Share:
+        return Share(
+            rank=rank,
+            layers=range(spec.num_layers),
+            tensor_rank=rank,
+            tensor_size=self.config.size,
+        )
+
+    def place(self, share: Share, device: torch.device, rendezvous: str) -> Place:
         from pluribus.parallel.group import TensorParallel, meet
 
-        size = self.config.size
+        group = meet(share.rank, self.world_size, device, rendezvous)
         return Place(
-            rank=rank, tensor=TensorParallel(rank, size, meet(rank, size, device, rendezvous))
+            share=share, tensor=TensorParallel(share.tensor_rank, share.tensor_size, group)
         )

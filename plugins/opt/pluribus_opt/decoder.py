@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pluribus.interfaces import KVStore
+from pluribus.interfaces import KVStore, Place
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import ACTIVATIONS, OPTConfig
 from pluribus_opt.layers import (
@@ -98,66 +98,117 @@ class OPTLayer(nn.Module):
         yield from self.feed_forward_norm.parts(f"{prefix}final_layer_norm.")
 
 
-class OPTDecoder(nn.Module):
-    """One rank's share of the network, from token ids to logits."""
+class OPTEmbedding(nn.Module):
+    """From token ids and positions to what the first layer takes."""
 
     def __init__(self, config: OPTConfig, tp: TensorParallel) -> None:
         super().__init__()
         width, hidden_size = config.word_embed_proj_dim, config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width, tp)
-        self.embed_positions = PositionEmbedding(config.max_position_embeddings, hidden_size)
+        self.tokens = VocabParallelEmbedding(config.vocab_size, width, tp)
+        self.positions = PositionEmbedding(config.max_position_embeddings, hidden_size)
         self.project_in = ReplicatedLinear(width, hidden_size) if config.has_projections else None
-        self.layers = nn.ModuleList(OPTLayer(config, tp) for _ in range(config.num_hidden_layers))
-        self.final_layer_norm = _norm(config) if config.has_final_layer_norm else None
-        self.project_out = ReplicatedLinear(hidden_size, width) if config.has_projections else None
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else VocabParallelEmbedding(config.vocab_size, width, tp)
-        )
 
-    @classmethod
-    def empty(
-        cls, config: OPTConfig, tp: TensorParallel, device: torch.device, dtype: torch.dtype
-    ) -> OPTDecoder:
-        """Return a decoder whose weights are allocated but hold nothing yet; see ``parts``."""
-        with torch.device("meta"):
-            decoder = cls(config, tp)
-        return decoder.to(dtype).to_empty(device=device)
-
-    def forward(self, tokens: Tensor, positions: Tensor, kv: KVStore, wanted: Tensor) -> Tensor:
-        """Run one step; return what ``logits`` takes. See pluribus.interfaces.Network."""
-        x: Tensor = self.embed_tokens(tokens)
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x: Tensor = self.tokens(tokens)
         if self.project_in is not None:
             x = self.project_in(x)
-        x = x + self.embed_positions(positions)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, kv, index)
-        return x[wanted]
+        embedded: Tensor = x + self.positions(positions)
+        return embedded
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of some rows of what a step returned, whole on every rank."""
+    def parts(self) -> Iterator[Part]:
+        """Yield the parts of both tables and of what lies between them."""
+        yield from self.tokens.parts("decoder.embed_tokens.")
+        yield from self.positions.parts("decoder.embed_positions.")
+        if self.project_in is not None:
+            yield from self.project_in.parts("decoder.project_in.")
+
+
+class OPTHead(nn.Module):
+    """From what the last layer returns to logits.
+
+    Args:
+        config: the architecture.
+        tp: who shares the head.
+        tied: the table that it shares with this rank's embedding; None where it has its own,
+            untied or because the embedding is on another stage.
+    """
+
+    def __init__(
+        self, config: OPTConfig, tp: TensorParallel, tied: VocabParallelEmbedding | None
+    ) -> None:
+        super().__init__()
+        width, hidden_size = config.word_embed_proj_dim, config.hidden_size
+        self.final_layer_norm = _norm(config) if config.has_final_layer_norm else None
+        self.project_out = ReplicatedLinear(hidden_size, width) if config.has_projections else None
+        self.tokens = tied or VocabParallelEmbedding(config.vocab_size, width, tp)
+        stored = "decoder.embed_tokens." if config.tie_word_embeddings else "lm_head."
+        self._stored = None if tied else stored
+
+    def forward(self, x: Tensor) -> Tensor:
         if self.final_layer_norm is not None:
             x = self.final_layer_norm(x)
         if self.project_out is not None:
             x = self.project_out(x)
-        head = self.lm_head or self.embed_tokens
-        return head.logits(x)
+        return self.tokens.logits(x)
 
     def parts(self) -> Iterator[Part]:
-        """Yield every piece of the checkpoint that this rank holds, under its canonical name."""
-        yield from self.embed_tokens.parts("decoder.embed_tokens.")
-        yield from self.embed_positions.parts("decoder.embed_positions.")
-        if self.project_in is not None:
-            yield from self.project_in.parts("decoder.project_in.")
-        for index, layer in enumerate(cast(Iterable[OPTLayer], self.layers)):
-            yield from layer.parts(f"decoder.layers.{index}.")
+        """Yield the parts of what is its own."""
         if self.final_layer_norm is not None:
             yield from self.final_layer_norm.parts("decoder.final_layer_norm.")
         if self.project_out is not None:
             yield from self.project_out.parts("decoder.project_out.")
-        if self.lm_head is not None:
-            yield from self.lm_head.parts("lm_head.")
+        if self._stored is not None:
+            yield from self.tokens.parts(self._stored)
+
+
+class OPTDecoder(nn.Module):
+    """One rank's share of the network, from token ids to logits."""
+
+    def __init__(self, config: OPTConfig, place: Place) -> None:
+        super().__init__()
+        share, tp = place.share, place.tensor
+        self.first_layer = share.layers.start
+        self.embedding = OPTEmbedding(config, tp) if share.is_first else None
+        self.layers = nn.ModuleList(OPTLayer(config, tp) for _ in share.layers)
+        tied = self.embedding.tokens if self.embedding and config.tie_word_embeddings else None
+        self.head = OPTHead(config, tp, tied) if share.is_last else None
+
+    @classmethod
+    def empty(
+        cls, config: OPTConfig, place: Place, device: torch.device, dtype: torch.dtype
+    ) -> OPTDecoder:
+        """Return a decoder whose weights are allocated but hold nothing yet; see ``parts``."""
+        with torch.device("meta"):
+            decoder = cls(config, place)
+        return decoder.to(dtype).to_empty(device=device)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return what the first layer takes; see pluribus.interfaces.Network."""
+        assert self.embedding is not None, "only the first stage embeds"
+        x: Tensor = self.embedding(tokens, positions)
+        return x
+
+    def forward(self, x: Tensor, kv: KVStore) -> Tensor:
+        """Run this rank's layers; see pluribus.interfaces.Network."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x, kv, index)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of some rows of what the last layer returned, whole on every rank."""
+        assert self.head is not None, "only the last stage has the head"
+        logits: Tensor = self.head(x)
+        return logits
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every piece of the checkpoint that this rank holds, under its canonical name."""
+        if self.embedding is not None:
+            yield from self.embedding.parts()
+        layers = cast(Iterable[OPTLayer], self.layers)
+        for index, layer in enumerate(layers, start=self.first_layer):
+            yield from layer.parts(f"decoder.layers.{index}.")
+        if self.head is not None:
+            yield from self.head.parts()
 
 
 def _norm(config: OPTConfig) -> LayerNorm:

@@ -106,7 +106,7 @@ class OPTModel(Model):
     ) -> Network:
         from pluribus_opt.decoder import OPTDecoder
 
-        decoder = OPTDecoder.empty(self._architecture, place.tensor, device, dtype)
+        decoder = OPTDecoder.empty(self._architecture, place, device, dtype)
         self._source.open(self._architecture).read_into(list(decoder.parts()), progress)
         return decoder
 
