@@ -141,6 +141,11 @@ class SamplingParams:
         return self.is_greedy or self.seed is not None
 
     @property
+    def wants_logprobs(self) -> bool:
+        """Whether any token's probability is to be told."""
+        return self.logprobs is not None or self.prompt_logprobs is not None
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the logits depend on which tokens have come before."""
         return (

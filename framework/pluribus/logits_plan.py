@@ -91,4 +91,4 @@ class Outcome:
         if self.scores is not None:
             told = self.scores.read([row.top for row in plan.scored for _ in range(row.num_scored)])
             scores = tuple(tuple(islice(told, row.num_scored)) for row in plan.scored)
-        return StepResult(tuple(self.tokens.tolist()), logprobs, scores)
+        return StepResult(self.tokens[:, None].tolist(), logprobs, scores)

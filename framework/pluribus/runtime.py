@@ -64,22 +64,23 @@ class EngineConfig:
     """How the engine runs and when it is given up.
 
     Attributes:
-        lookahead: steps planned before the tokens of the first are read.
+        lookahead: steps planned before the tokens of the first are read; None for as many as
+            the device is best served with.
         max_restarts: engines that may die within ten minutes before the service gives up.
         heartbeat_timeout: seconds of silence, with work to do, after which it is killed.
         stall_timeout: seconds without a finished step, with work to do, after which
             ``/livez`` says so.
     """
 
-    lookahead: int = 0
+    lookahead: int | None = None
     max_restarts: int = 3
     heartbeat_timeout: float = 5.0
     stall_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         for name, least in (("lookahead", 0), ("max_restarts", 0)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ConfigError(f"engine.{name} must be at least {least}, got {value}")
         for name in ("heartbeat_timeout", "stall_timeout"):
             if not 1 <= getattr(self, name) < float("inf"):
@@ -189,13 +190,14 @@ def start(
         partial(start_rank, parts, progress), parts.config, world_size, fail
     )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
+    lookahead = parts.engine.lookahead
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
         ledger=ledger,
         executor=executor,
         eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
-        lookahead=parts.engine.lookahead,
+        lookahead=executor.lookahead if lookahead is None else lookahead,
     )
 
 

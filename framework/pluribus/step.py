@@ -7,6 +7,7 @@ plan the next step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pluribus.generation import SamplingParams, TokenLogprobs
@@ -53,12 +54,16 @@ class Step:
     """One step, the same on every rank: first evict, then admit, then run the rows.
 
     ``number`` counts from 0; changes and rows apply at exactly this step.
+
+    Rows of one token that sample may run several times over: in each of the ``passes`` but the
+    first, every row computes the token that it sampled in the one before.
     """
 
     number: int
     evicted: tuple[int, ...]
     admitted: tuple[Admission, ...]
     rows: tuple[Row, ...]
+    passes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +71,13 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        tokens: one token id for each row that samples, in row order.
+        tokens: for each row that samples, in row order, one token id for each pass.
         logprobs: of each of them where its slot asked for logprobs, else None; or empty where
-            no slot did.
+            no slot did; there is but one pass where any does.
         scores: for each row that scores, in row order, the logprobs of the prompt tokens at
             positions ``start + 1`` to ``start + num_tokens``, as far as the prompt goes.
     """
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[Sequence[int]]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()

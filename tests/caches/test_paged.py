@@ -179,7 +179,8 @@ def _prompt(store: KVStore, slot: int) -> Tensor:
 
 def _attend_last(values: Tensor) -> Tensor:
     query, keys, values = values
-    weights = torch.einsum("hd,thd->ht", query[-1], keys).softmax(-1)
+    scores = torch.einsum("hd,thd->ht", query[-1], keys) * query.shape[-1] ** -0.5
+    weights = scores.softmax(-1)
     return torch.einsum("ht,thd->hd", weights, values)[None]
 
 

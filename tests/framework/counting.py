@@ -75,7 +75,7 @@ class CountingExecutor(Executor):
             for row in step.rows
             if row.scores
         )
-        return lambda: StepResult(tokens, logprobs, scores)
+        return lambda: StepResult([(token,) for token in tokens], logprobs, scores)
 
     def shutdown(self) -> None:
         self.is_shut_down = True

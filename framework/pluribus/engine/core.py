@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pluribus.engine.messages import Output, Stats, Timing
-from pluribus.engine.plan import check_plan
+from pluribus.engine.plan import check_plan, check_repeats
 from pluribus.errors import RequestError
 from pluribus.generation import Batch, FinishReason, Generation, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
@@ -31,6 +31,7 @@ class StepUnderWay:
 
     batch: Batch
     rows: tuple[Row, ...]
+    passes: int
     result: Callable[[], StepResult]
     submitted: float
 
@@ -149,12 +150,22 @@ class EngineCore:
 
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
+        passes = self._passes(batch)
         admitted = tuple(self._admit(g) for g in batch.num_tokens if g.slot is None)
-        rows = tuple(self._advance(g, count) for g, count in batch.num_tokens.items())
-        step = Step(self.num_steps, evicted, admitted, rows)
+        rows = tuple(self._advance(g, count, passes) for g, count in batch.num_tokens.items())
+        step = Step(self.num_steps, evicted, admitted, rows, passes)
         self.num_steps += 1
         submitted = time.monotonic()
-        return StepUnderWay(batch, rows, self.executor.submit(step), submitted)
+        return StepUnderWay(batch, rows, passes, self.executor.submit(step), submitted)
+
+    def _passes(self, batch: Batch) -> int:
+        """Return how many times to run the batch, where that takes no decision in between."""
+        most = self.executor.max_passes
+        if most == 1 or any(count > 1 for count in batch.num_tokens.values()):
+            return 1
+        if any(g.params.wants_logprobs or g.num_unscheduled > 1 for g in batch.num_tokens):
+            return 1
+        return check_repeats(self.batcher, batch, self.batcher.repeat(batch, most), most)
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
@@ -177,10 +188,10 @@ class EngineCore:
         params = generation.params
         return params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
 
-    def _advance(self, generation: Generation, num_tokens: int) -> Row:
+    def _advance(self, generation: Generation, num_tokens: int, passes: int) -> Row:
         start = generation.num_scheduled
         assert generation.slot is not None
-        generation.num_scheduled += num_tokens
+        generation.num_scheduled += num_tokens + passes - 1
         self.ledger.advance(generation)
         in_prompt = start < len(generation.prompt)
         return Row(
@@ -194,7 +205,8 @@ class EngineCore:
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
         seconds = time.monotonic() - step.submitted
-        self._last_step = (len(step.rows), sum(row.num_tokens for row in step.rows), seconds)
+        num_tokens = step.passes * sum(row.num_tokens for row in step.rows)
+        self._last_step = (len(step.rows), num_tokens, seconds)
         outputs = []
         at, scores = 0, iter(result.scores)
         for generation, row in zip(step.batch.num_tokens, step.rows, strict=True):
@@ -204,8 +216,8 @@ class EngineCore:
             # Who ended while the step was under way is not running any more.
             if running is None:
                 continue
-            running.num_steps += 1
-            running.num_companions += len(step.rows)
+            running.num_steps += step.passes
+            running.num_companions += step.passes * len(step.rows)
             generation.prompt_logprobs += scored
             if row.samples:
                 self._append(generation, running, result, sampled)
@@ -226,16 +238,19 @@ class EngineCore:
             self.finish(generation)
             self.observer.generation_finished(generation)
 
-    def _extend(self, generation: Generation, token: int, logprobs: TokenLogprobs | None) -> None:
-        """Take a token; one that ends the answer is no part of it, but told with logprobs."""
+    def _extend(
+        self, generation: Generation, tokens: Sequence[int], logprobs: TokenLogprobs | None
+    ) -> None:
+        """Take tokens; one that ends the answer is no part of it, but told with logprobs."""
         if logprobs is not None:
             generation.logprobs.append(logprobs)
-        if token in self._ends(generation):
-            generation.finish_reason = FinishReason.STOP
-            return
-        generation.tokens.append(token)
+        for end in self._ends(generation):
+            if end in tokens:
+                tokens = tokens[: tokens.index(end)]
+                generation.finish_reason = FinishReason.STOP
+        generation.tokens.extend(tokens)
         if len(generation.tokens) == generation.params.max_tokens:
-            generation.finish_reason = FinishReason.LENGTH
+            generation.finish_reason = generation.finish_reason or FinishReason.LENGTH
 
     def _output(self, generation: Generation, running: Running) -> Output:
         """Return what has not been reported yet."""

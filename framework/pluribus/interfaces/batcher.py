@@ -39,6 +39,21 @@ class Batcher(ABC):
         advances ``num_scheduled`` itself.
         """
 
+    def repeat(self, batch: Batch, most: int) -> int:
+        """Return how many times to run the batch just planned before planning the next.
+
+        Asked where every generation in it computes one token, the last it has; each time is one
+        more for each. A batcher that counts tokens counts these here.
+
+        Args:
+            batch: what ``next_batch`` has just returned.
+            most: times that the device can run it without the engine.
+
+        Returns:
+            From 1 to ``most``, and no more than any generation in it may still grow.
+        """
+        return 1
+
     @abstractmethod
     def finish(self, generation: Generation) -> None:
         """Forget a generation that ended or was cancelled, waiting or running.

@@ -126,7 +126,8 @@ class KVStore(ABC):
 
         Args:
             layer: index of the layer on this rank.
-            query: already scaled, [num_tokens, num_heads, head_dim], in the layout's order.
+            query: [num_tokens, num_heads, head_dim], in the layout's order; not scaled yet:
+                that is done here, by ``1 / sqrt(head_dim)``.
             key, value: shaped as ``query``.
 
         Returns:

@@ -101,6 +101,16 @@ class Executor(ABC):
     def kv_shape(self) -> KVShape:
         """How large every rank's KV store is; where ranks differ, the smallest."""
 
+    @property
+    def lookahead(self) -> int:
+        """How many steps are best under way before the result of the first is read."""
+        return 0
+
+    @property
+    def max_passes(self) -> int:
+        """How many passes a step may have at this moment; see Step."""
+        return 1
+
     @abstractmethod
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Start a step and return a function that waits for its result.

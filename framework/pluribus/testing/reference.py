@@ -64,6 +64,6 @@ class _Text:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return softmax(q K^T) V in float32, for one query [num_heads, head_dim]."""
-    scores = torch.einsum("hd,thd->ht", query.float(), keys.float())
+    """Return softmax(q K^T / sqrt(d)) V in float32, for one query [num_heads, head_dim]."""
+    scores = torch.einsum("hd,thd->ht", query.float(), keys.float()) * query.shape[-1] ** -0.5
     return torch.einsum("ht,thd->hd", scores.softmax(-1), values.float()).to(query.dtype)

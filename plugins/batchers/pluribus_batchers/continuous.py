@@ -118,6 +118,14 @@ class ContinuousBatcher(Batcher):
             budget -= chunk
         return Batch(num_tokens) if num_tokens else None
 
+    def repeat(self, batch: Batch, most: int) -> int:
+        """Run a batch until its first generation is complete, or as often as the device can."""
+        left = min(self._decoding[g] - g.num_scheduled for g in batch.num_tokens)
+        times = max(1, min(left, most))
+        if times > 1:
+            self._waiting.charge(dict.fromkeys(batch.num_tokens, times - 1))
+        return times
+
     def finish(self, generation: Generation) -> None:
         """Let a generation leave, waiting or running."""
         if generation is self._prefilling:

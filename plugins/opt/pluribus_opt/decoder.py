@@ -38,8 +38,7 @@ class OPTAttention(nn.Module):
 
     def forward(self, x: Tensor, kv: KVStore, layer: int) -> Tensor:
         qkv: Tensor = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))
-        query, key, value = qkv.unbind(1)
-        attended = kv.attend(layer, query * self.head_dim**-0.5, key, value)
+        attended = kv.attend(layer, *qkv.unbind(1))
         output: Tensor = self.out_proj(attended.flatten(1))
         return output
 
@@ -56,11 +55,13 @@ class OPTFeedForward(nn.Module):
         super().__init__()
         hidden_size, ffn_dim, bias = config.hidden_size, config.ffn_dim, config.enable_bias
         self.fc1 = ColumnParallelLinear(hidden_size, ffn_dim, bias, tp)
+        self.has_relu = config.activation_function == "relu"
         self.activation = _activation(config.activation_function)
         self.fc2 = RowParallelLinear(ffn_dim, hidden_size, bias, tp, ffn_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.fc2(self.activation(self.fc1(x)))
+        inner = self.fc1(x, relu=True) if self.has_relu else self.activation(self.fc1(x))
+        output: Tensor = self.fc2(inner)
         return output
 
     def parts(self, prefix: str) -> Iterator[Part]:
@@ -80,14 +81,17 @@ class OPTLayer(nn.Module):
         self.feed_forward = OPTFeedForward(config, tp)
         self.feed_forward_norm = _norm(config)
 
-    def forward(self, x: Tensor, kv: KVStore, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, delta: Tensor | None, kv: KVStore, layer: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take a sum, ``x + delta``, and return one: what adds it up can normalise as well."""
         if self.norm_first:
-            x = x + self.attention(self.attention_norm(x), kv, layer)
-            x = x + self.feed_forward(self.feed_forward_norm(x))
-        else:
-            x = self.attention_norm(x + self.attention(x, kv, layer))
-            x = self.feed_forward_norm(x + self.feed_forward(x))
-        return x
+            x, normed = self.attention_norm(x, delta)
+            x, normed = self.feed_forward_norm(x, self.attention(normed, kv, layer))
+            return x, self.feed_forward(normed)
+        _, x = self.attention_norm(x, self.attention(x, kv, layer))
+        _, x = self.feed_forward_norm(x, self.feed_forward(x))
+        return x, None
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the parts of everything in the layer."""
@@ -146,7 +150,7 @@ class OPTHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.final_layer_norm is not None:
-            x = self.final_layer_norm(x)
+            _, x = self.final_layer_norm(x)
         if self.project_out is not None:
             x = self.project_out(x)
         return self.tokens.logits(x)
@@ -190,9 +194,10 @@ class OPTDecoder(nn.Module):
 
     def forward(self, x: Tensor, kv: KVStore) -> Tensor:
         """Run this rank's layers; see pluribus.interfaces.Network."""
+        delta: Tensor | None = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, kv, index)
-        return x
+            x, delta = layer(x, delta, kv, index)
+        return x if delta is None else x + delta
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of some rows of what the last layer returned, whole on every rank."""

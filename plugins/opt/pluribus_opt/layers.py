@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pluribus import ops
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import POSITION_OFFSET
 from pluribus_opt.parts import Part
+
+EPSILON = 1e-5
+"""Of every norm; no config.json says otherwise."""
 
 
 class ColumnParallelLinear(nn.Module):
@@ -23,8 +27,8 @@ class ColumnParallelLinear(nn.Module):
         self.weight = _empty(end - self.start, in_features)
         self.bias = _empty(end - self.start) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, relu=relu)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
@@ -46,7 +50,7 @@ class QKVParallelLinear(nn.Module):
         self.bias = _empty(3 * shard) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the three projections under ``prefix``, each filling a third of the whole."""
@@ -75,7 +79,7 @@ class RowParallelLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The sum over ranks must hold the bias once, so only the first rank adds it.
         bias = self.bias if self.tp.rank == 0 else None
-        return self.tp.all_reduce(F.linear(x, self.weight, bias))
+        return self.tp.all_reduce(ops.linear(x, self.weight, bias))
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
@@ -98,7 +102,7 @@ class ReplicatedLinear(nn.Module):
         self.weight = _empty(out_features, in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return ops.linear(x, self.weight, None)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the weight under ``prefix``."""
@@ -132,7 +136,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return how well each token of the vocabulary fits ``x``, whole on every rank."""
-        return self.tp.all_gather(F.linear(x, self.weight))[..., : self.vocab_size]
+        return self.tp.all_gather(ops.linear(x, self.weight, None))[..., : self.vocab_size]
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield this rank's rows of the weight under ``prefix``."""
@@ -162,12 +166,12 @@ class LayerNorm(nn.Module):
 
     def __init__(self, size: int, affine: bool) -> None:
         super().__init__()
-        self.size = size
         self.weight = _empty(size) if affine else None
         self.bias = _empty(size) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.size,), self.weight, self.bias, eps=1e-5)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``x + delta``, and that normalised."""
+        return ops.add_layer_norm(x, delta, self.weight, self.bias, EPSILON)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the scale and the shift under ``prefix``, if there are any."""

@@ -49,7 +49,7 @@ class ContiguousStore(KVStore):
             attended = self._attend_to_prompts(queries, keys, values)
         else:
             mask = None if self._is_text is None else self._is_text[..., : self._end]
-            attended = scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
+            attended = scaled_dot_product_attention(queries, keys, values, mask)
         return attended.transpose(1, 2).flatten(0, 1)
 
     def _first_step(self, rows: Sequence[Row]) -> TokenLayout:
@@ -108,12 +108,12 @@ class ContiguousStore(KVStore):
 
     def _attend_to_prompts(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if self._is_text is None:
-            return scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+            return scaled_dot_product_attention(queries, keys, values, is_causal=True)
         # Row by row: a mask for all would take rows x longest x longest, mostly for padding.
         attended = torch.zeros_like(queries)
         for row, offset in enumerate(self._padding.values()):
             text = (slice(row, row + 1), slice(None), slice(offset, None))
             attended[text] = scaled_dot_product_attention(
-                queries[text], keys[text], values[text], is_causal=True, scale=1.0
+                queries[text], keys[text], values[text], is_causal=True
             )
         return attended

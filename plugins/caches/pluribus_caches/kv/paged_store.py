@@ -139,7 +139,7 @@ class _Attention:
         if whole and query.shape[2] == 1:
             return _attend_to_pieces(query, keys, values)
         return scaled_dot_product_attention(
-            query, _join(keys), _join(values), self.mask, is_causal=self.is_causal, scale=1.0
+            query, _join(keys), _join(values), self.mask, is_causal=self.is_causal
         )
 
 
@@ -149,6 +149,7 @@ def _join(pieces: list[Tensor]) -> Tensor:
 
 def _attend_to_pieces(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     """Attend with one token: copying the pieces together would take thrice as long."""
+    query = query * query.shape[-1] ** -0.5
     scores = torch.cat([query @ key.mT for key in keys], dim=-1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     pieces = torch.split(weights, [value.shape[2] for value in values], dim=-1)

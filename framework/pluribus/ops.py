@@ -1,0 +1,47 @@
+"""What layers are made of, by the kernel that is fastest where the tensors are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+    """Return ``x weight^T + bias``, after ReLU if asked for.
+
+    Args:
+        x: [num_rows, in_features].
+        weight: [out_features, in_features].
+        bias: [out_features].
+        relu: whether negative outputs become 0.
+    """
+    if x.is_cuda and x.dtype in HALVES:
+        from pluribus.kernels.linear import skinny_config, skinny_linear
+
+        if config := skinny_config(len(x), *weight.shape):
+            return skinny_linear(x, weight, bias, relu=relu, config=config)
+        if relu and bias is not None:
+            return torch._addmm_activation(bias, x, weight.t())
+    y = F.linear(x, weight, bias)
+    return y.relu_() if relu else y
+
+
+def add_layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return ``x + delta`` and its LayerNorm, statistics in float32.
+
+    Args:
+        x, delta: [num_rows, size]; no delta adds nothing.
+        weight, bias: [size]; both or neither.
+        eps: added to the variance.
+    """
+    if x.is_cuda:
+        from pluribus.kernels import norm
+
+        return norm.add_layer_norm(x, delta, weight, bias, eps)
+    total = x if delta is None else x + delta
+    return total, F.layer_norm(total, (x.shape[-1],), weight, bias, eps)

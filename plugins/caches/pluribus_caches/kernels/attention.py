@@ -1,0 +1,306 @@
+"""Attention over a paged KV cache on CUDA devices, in Triton.
+
+The pool of one layer is [2, heads, tokens, head_dim]: keys, then values. A text's tokens lie in
+blocks of the pool that its row of the block table names. Every grid is fixed by the shapes alone
+and lengths are read on the device, so that a launch can be captured and replayed while texts grow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NOTHING = tl.constexpr(-1.0e30)
+"""Less than any score, and still a number: its differences are."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+"""exp(x) is exp2(x * LOG2_E), which the hardware has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Where texts lie.
+
+    Attributes:
+        table: block numbers, int32, [num_slots, max_blocks].
+        block_size: tokens of a block.
+    """
+
+    table: Tensor
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Room for the partial results of texts that several programs share.
+
+    Attributes:
+        count: programs for each row and head.
+        partial: float32, [rows, heads, count, head_dim + 2].
+        arrived: how many of them are done, int32, [rows, heads]; all 0 between launches.
+    """
+
+    count: int
+    partial: Tensor
+    arrived: Tensor
+
+    @classmethod
+    def make(
+        cls, num_rows: int, num_heads: int, head_dim: int, num_programs: int, device: torch.device
+    ) -> Splits:
+        """Return room for as many splits as it takes to have ``num_programs`` of them in all."""
+        count = 1
+        while count < 32 and num_rows * num_heads * count < num_programs:
+            count *= 2
+        size = (num_rows, num_heads, count, head_dim + 2)
+        partial = torch.empty(size if count > 1 else (1,), dtype=torch.float32, device=device)
+        arrived = torch.zeros(num_rows, num_heads, dtype=torch.int32, device=device)
+        return cls(count, partial, arrived)
+
+
+def decode(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    pool: Tensor,
+    texts: Texts,
+    slots: Tensor,
+    positions: Tensor,
+    splits: Splits,
+    *,
+    tile: int,
+    num_warps: int,
+    num_stages: int,
+) -> Tensor:
+    """Write the keys and values of one token a row, and attend to each row's text up to it.
+
+    Args:
+        qkv: query, key and value, each [num_rows, num_heads, head_dim] with unit last stride and
+            equal strides; the query is not scaled.
+        pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
+        texts: where each slot's text lies.
+        slots, positions: of each row's token, int64, [num_rows].
+        splits: made for at least as many rows.
+        tile: tokens read at a time.
+        num_warps, num_stages: of a program.
+
+    Returns:
+        [num_rows, num_heads, head_dim].
+    """
+    query, key, value = qkv
+    num_rows, num_heads, head_dim = query.shape
+    out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    _decode[(num_rows, num_heads, splits.count)](
+        query,
+        key,
+        value,
+        query.stride(0),
+        pool,
+        pool.shape[2],
+        texts.table,
+        texts.table.stride(0),
+        slots,
+        positions,
+        splits.partial,
+        splits.arrived,
+        out,
+        head_dim**-0.5,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        WIDTH=triton.next_power_of_2(head_dim),
+        BLOCK_SIZE=texts.block_size,
+        TILE=tile,
+        SPLITS=splits.count,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+    return out
+
+
+@triton.jit
+def _decode(
+    query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+    partial, arrived, out, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    slot = tl.load(slots + row)
+    position = tl.load(positions + row).to(tl.int32)
+    blocks = table + slot * table_stride
+    dim = tl.arange(0, WIDTH)
+    is_dim = dim < HEAD_DIM
+    head_at = row.to(tl.int64) * row_stride + head * HEAD_DIM + dim
+    keys = pool + head.to(tl.int64) * pool_tokens * HEAD_DIM
+    values = keys + HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
+
+    # Texts are cut at whole tiles; splits that a short text leaves without any have no work.
+    num_tiles = position // TILE + 1
+    tiles_each = tl.cdiv(num_tiles, SPLITS)
+    first = split * tiles_each
+    end = tl.minimum(first + tiles_each, num_tiles)
+    q = tl.load(query + head_at, mask=is_dim, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    highest = NOTHING
+    weight_sum = 0.0
+    total = tl.zeros((WIDTH,), tl.float32)
+    inside = tl.arange(0, TILE)
+    for tile in range(first, end):
+        token = tile * TILE + inside
+        is_token = token < position
+        block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
+        at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
+        mask = is_token[:, None] & is_dim[None, :]
+        k = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+        score = tl.where(is_token, tl.sum(k * q[None, :], 1), NOTHING)
+        new_highest = tl.maximum(highest, tl.max(score, 0))
+        shrink = tl.exp2(highest - new_highest)
+        weight = tl.where(is_token, tl.exp2(score - new_highest), 0.0)
+        weight_sum = weight_sum * shrink + tl.sum(weight, 0)
+        total = total * shrink + tl.sum(weight[:, None] * v, 0)
+        highest = new_highest
+    if end == num_tiles and first < end:
+        # The row's own token, which nobody has written yet.
+        k_new = tl.load(key + head_at, mask=is_dim, other=0.0)
+        v_new = tl.load(value + head_at, mask=is_dim, other=0.0)
+        block = tl.load(blocks + position // BLOCK_SIZE).to(tl.int64)
+        at = (block * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM + dim
+        tl.store(keys + at, k_new, mask=is_dim)
+        tl.store(values + at, v_new, mask=is_dim)
+        score = tl.sum(q * k_new.to(tl.float32), 0)
+        new_highest = tl.maximum(highest, score)
+        shrink = tl.exp2(highest - new_highest)
+        weight = tl.exp2(score - new_highest)
+        weight_sum = weight_sum * shrink + weight
+        total = total * shrink + weight * v_new.to(tl.float32)
+        highest = new_highest
+    out_at = out + (row * HEADS + head).to(tl.int64) * HEAD_DIM + dim
+    if SPLITS == 1:
+        tl.store(out_at, (total / weight_sum).to(out.dtype.element_ty), mask=is_dim)
+    else:
+        pair = row * HEADS + head
+        mine = partial + (pair * SPLITS + split) * (HEAD_DIM + 2)
+        tl.store(mine + dim, total, mask=is_dim)
+        tl.store(mine + HEAD_DIM, highest)
+        tl.store(mine + HEAD_DIM + 1, weight_sum)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == SPLITS - 1:
+            tl.debug_barrier()
+            tl.store(arrived + pair, 0)
+            each = tl.arange(0, SPLITS)
+            parts = partial + (pair * SPLITS + each) * (HEAD_DIM + 2)
+            tops = tl.load(parts + HEAD_DIM)
+            shrinks = tl.exp2(tops - tl.max(tops, 0))
+            sums = tl.sum(tl.load(parts + HEAD_DIM + 1) * shrinks, 0)
+            rows = tl.load(parts[:, None] + dim[None, :], mask=is_dim[None, :], other=0.0)
+            merged = tl.sum(rows * shrinks[:, None], 0) / sums
+            tl.store(out_at, merged.to(out.dtype.element_ty), mask=is_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The packed tokens of rows, cut so that no tile reaches over a row's end.
+
+    Attributes:
+        size: tokens of a tile.
+        starts: index of each tile's first token, int32, [num_tiles].
+        ends: index after the last token of its row, int32, [num_tiles].
+    """
+
+    size: int
+    starts: Tensor
+    ends: Tensor
+
+
+def prefill(
+    query: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor, tiles: Tiles
+) -> Tensor:
+    """Attend with many tokens a row, each to its text up to itself; all of it is in the pool.
+
+    Args:
+        query: not scaled, [num_tokens, num_heads, head_dim] with unit last stride.
+        pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
+        texts: where each slot's text lies.
+        slots, positions: of each token, int64, [num_tokens].
+        tiles: of the tokens.
+
+    Returns:
+        [num_tokens, num_heads, head_dim].
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    width = triton.next_power_of_2(head_dim)
+    _prefill[(len(tiles.starts), num_heads)](
+        query,
+        query.stride(0),
+        pool,
+        pool.shape[2],
+        texts.table,
+        texts.table.stride(0),
+        slots,
+        positions,
+        tiles.starts,
+        tiles.ends,
+        out,
+        head_dim**-0.5,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        WIDTH=width,
+        BLOCK_SIZE=texts.block_size,
+        TILE=tiles.size,
+        KEYS=64,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=4 if width <= 64 else 8,
+        num_stages=3,
+    )
+    return out
+
+
+@triton.jit
+def _prefill(
+    query, row_stride, pool, pool_tokens, table, table_stride, slots, positions, starts, ends, out,
+    scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    start = tl.load(starts + tile)
+    index = start + tl.arange(0, TILE)
+    is_mine = index < tl.load(ends + tile)
+    blocks = table + tl.load(slots + start) * table_stride
+    position = tl.load(positions + index, mask=is_mine, other=-1).to(tl.int32)
+    length = tl.max(position, 0) + 1
+    dim = tl.arange(0, WIDTH)
+    is_dim = dim < HEAD_DIM
+    mask = is_mine[:, None] & is_dim[None, :]
+    query_at = index.to(tl.int64)[:, None] * row_stride + head * HEAD_DIM + dim[None, :]
+    q = tl.load(query + query_at, mask=mask, other=0.0)
+    keys = pool + head.to(tl.int64) * pool_tokens * HEAD_DIM
+    values = keys + HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
+    highest = tl.full((TILE,), NOTHING, tl.float32)
+    weight_sum = tl.zeros((TILE,), tl.float32)
+    total = tl.zeros((TILE, WIDTH), tl.float32)
+    inside = tl.arange(0, KEYS)
+    for first in range(0, length, KEYS):
+        token = first + inside
+        is_token = token < length
+        block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
+        at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
+        both = is_token[:, None] & is_dim[None, :]
+        k = tl.load(keys + at, mask=both, other=0.0)
+        v = tl.load(values + at, mask=both, other=0.0)
+        score = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2_E)
+        score = tl.where(token[None, :] <= position[:, None], score, NOTHING)
+        new_highest = tl.maximum(highest, tl.max(score, 1))
+        shrink = tl.exp2(highest - new_highest)
+        weight = tl.exp2(score - new_highest[:, None])
+        weight_sum = weight_sum * shrink + tl.sum(weight, 1)
+        weight = weight.to(v.dtype)
+        total = tl.dot(weight, v, total * shrink[:, None], input_precision=PRECISION)
+        highest = new_highest
+    out_at = index.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dim[None, :]
+    tl.store(out + out_at, (total / weight_sum[:, None]).to(out.dtype.element_ty), mask=mask)
