@@ -80,6 +80,15 @@ class Outcome:
     logprobs: Logprobs | None
     scores: Logprobs | None
 
+    def to(self, device: torch.device, *, non_blocking: bool) -> Outcome:
+        """Return the same on another device."""
+        logprobs, scores = (
+            part and part.to(device, non_blocking=non_blocking)
+            for part in (self.logprobs, self.scores)
+        )
+        tokens = self.tokens.to(device, non_blocking=non_blocking)
+        return Outcome(self.plan, tokens, logprobs, scores)
+
     def read(self) -> StepResult:
         """Wait for the device and return the result."""
         plan = self.plan

@@ -26,6 +26,7 @@ from pluribus.interfaces import (
     Progress,
     ResponseCache,
 )
+from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.plugins import (
     BATCHER,
     KV_CACHE,
@@ -218,6 +219,10 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
         network = parts.model.load(place, device, dtype, progress)
         shape = _kv_shape(parts, place, device, dtype)
         store = parts.kv_cache.store(shape, device, dtype)
+    if isinstance(store, DeviceKVStore):
+        from pluribus.cuda.worker import CudaWorker
+
+        return CudaWorker(network, store, spec, shape, device)
     return Worker(network, store, spec, shape, device)
 
 

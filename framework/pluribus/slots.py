@@ -59,10 +59,9 @@ class SlotState:
 
     def admit(self, admission: Admission) -> None:
         """Take a generation into its slot."""
+        self.note(admission)
         slot, params = admission.slot, admission.params
         assert params.seed is not None
-        self.params[slot] = params
-        self.num_prompt_tokens[slot] = len(admission.prompt)
         self.tokens[slot, : len(admission.prompt)] = torch.tensor(admission.prompt)
         self.prompt_length[slot] = len(admission.prompt)
         self.seed[slot] = params.seed
@@ -73,6 +72,12 @@ class SlotState:
         self.repetition[slot] = params.repetition_penalty
         self.presence[slot] = params.presence_penalty
         self.frequency[slot] = params.frequency_penalty
+
+    def note(self, admission: Admission) -> None:
+        """Keep what the host itself needs to know, and what few generations have."""
+        slot, params = admission.slot, admission.params
+        self.params[slot] = params
+        self.num_prompt_tokens[slot] = len(admission.prompt)
         biases = self._biases(admission)
         if biases:
             self.bias_table.put(slot, biases)
@@ -122,7 +127,7 @@ class SlotState:
         never, free = self.tokens.shape[1], len(admission.prompt) + params.min_tokens
         biases = [(id_, value, never) for id_, value in params.logit_bias]
         if params.min_tokens:
-            biases += [(id_, -torch.inf, free) for id_ in admission.banned]
+            biases += [(id_, -torch.inf, free) for id_ in admission.ends]
         # The head may be wider than the tokenizer: ids without text never come up.
         return [bias for bias in biases if 0 <= bias[0] < self.num_token_ids]
 

@@ -22,7 +22,7 @@ class Admission:
         prompt: its token ids.
         max_length: tokens of prompt and answer at most.
         params: how to choose its tokens; its seed is set.
-        banned: ids that may not come up before ``params.min_tokens`` have been generated.
+        ends: ids that end it; none may come up before ``params.min_tokens`` have been generated.
         placement: what the KV ledger promised it, for the KV store.
     """
 
@@ -30,7 +30,7 @@ class Admission:
     prompt: tuple[int, ...]
     max_length: int
     params: SamplingParams
-    banned: tuple[int, ...]
+    ends: tuple[int, ...]
     placement: tuple[int, ...]
 
 

@@ -47,7 +47,7 @@ def admission(slot: int, prompt_length: int, max_length: int) -> Admission:
         prompt=(2,) * prompt_length,
         max_length=max_length,
         params=SamplingParams(max_tokens=max_length - prompt_length),
-        banned=(),
+        ends=(),
         placement=(),
     )
 

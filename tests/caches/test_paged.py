@@ -82,7 +82,7 @@ def admission(slot: int, placement: Sequence[int]) -> Admission:
         prompt=(2,) * (length - 1),
         max_length=length,
         params=SamplingParams(max_tokens=1),
-        banned=(),
+        ends=(),
         placement=tuple(placement),
     )
 

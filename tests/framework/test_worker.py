@@ -104,14 +104,14 @@ def admission(
     *,
     slot: int = 0,
     prompt: Sequence[int] = PROMPT,
-    banned: Sequence[int] = (),
+    ends: Sequence[int] = (),
 ) -> Admission:
     return Admission(
         slot=slot,
         prompt=tuple(prompt),
         max_length=len(prompt) + params.max_tokens,
         params=params,
-        banned=tuple(banned),
+        ends=tuple(ends),
         placement=(),
     )
 
@@ -161,14 +161,14 @@ def test_penalties_see_the_whole_prompt_however_it_is_cut(cuts: tuple[int, ...])
 def test_banned_ids_come_up_only_after_min_tokens() -> None:
     favourite, bias = 17, 50.0
     params = replace(GREEDY, min_tokens=3, logit_bias=((favourite, bias),))
-    tokens = Driver().run(admission(params, banned=[favourite]))
+    tokens = Driver().run(admission(params, ends=[favourite]))
     assert favourite not in tokens[:3]
     assert tokens[3:] == [favourite] * 5
 
 
 def test_bans_without_min_tokens_and_ids_without_text_do_nothing() -> None:
     params = replace(GREEDY, logit_bias=((NUM_IDS, 100.0), (95, 100.0)))
-    assert Driver().run(admission(params, banned=greedy_answer())) == greedy_answer()
+    assert Driver().run(admission(params, ends=greedy_answer())) == greedy_answer()
 
 
 def test_ids_without_text_never_come_up() -> None:
@@ -189,7 +189,7 @@ def test_ids_without_text_never_come_up() -> None:
 )
 def test_a_slot_keeps_nothing_of_whom_it_held_before(before: SamplingParams) -> None:
     driver = Driver()
-    driver.run(admission(before, banned=[5], prompt=PROMPT[::-1]))
+    driver.run(admission(before, ends=[5], prompt=PROMPT[::-1]))
     few = replace(GREEDY, logit_bias=((5, 0.0),))
     assert driver.run(admission(few), evicted=[0]) == greedy_answer()
     assert driver.run(admission(), evicted=[0]) == greedy_answer()
@@ -360,7 +360,7 @@ def test_a_token_depends_on_nothing_that_shares_its_step(
         state = SlotState(SHAPE, NUM_IDS, torch.device("cpu"))
         for slot in among:
             params, prompt = wanted[slot]
-            state.admit(admission(params, slot=slot, prompt=prompt, banned=[4, 5, 6]))
+            state.admit(admission(params, slot=slot, prompt=prompt, ends=[4, 5, 6]))
         lengths = [len(wanted[slot][1]) for slot in among]
         following = NextTokens(among, max(lengths), torch.tensor(among), torch.tensor(lengths))
         tokens = Sampler(state).choose(logits[list(among)], following)

@@ -82,7 +82,7 @@ def _admission(slot: int, prompt: Sequence[int]) -> Admission:
         prompt=tuple(prompt),
         max_length=len(prompt) + 1,
         params=SamplingParams(seed=0),
-        banned=(),
+        ends=(),
         placement=(),
     )
 

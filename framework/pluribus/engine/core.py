@@ -179,7 +179,7 @@ class EngineCore:
             prompt=generation.prompt,
             max_length=generation.max_length,
             params=params,
-            banned=self._ends(generation) if params.min_tokens else (),
+            ends=self._ends(generation),
             placement=self.ledger.placement(generation),
         )
 

@@ -33,7 +33,7 @@ class Choices:
 
     Attributes:
         temperature: float32; 0 is greedy.
-        top_k: int32; 0 is all ids.
+        top_k: integers; 0 is all ids.
         top_p, min_p: float32.
         seed: int64.
     """
@@ -53,8 +53,8 @@ def sample(
     choices: Choices,
     *,
     is_ranked: bool,
-    num_blocks: int = 128,
-    num_warps: int = 16,
+    num_blocks: int = 64,
+    num_warps: int = 8,
 ) -> Tensor:
     """Return a token of each row, int64, [num_rows].
 
@@ -101,7 +101,7 @@ def _sample(
     if temperature > 0:
         token = _race(
             logits, num_ids, highest, LOG2_E / temperature, tl.load(min_ps + slot),
-            tl.load(top_ks + slot), tl.load(top_ps + slot), tl.load(seeds + slot),
+            tl.load(top_ks + slot).to(tl.int32), tl.load(top_ps + slot), tl.load(seeds + slot),
             tl.load(positions + row), BLOCKS, RANKED,
         )  # fmt: skip
     tl.store(tokens + row, token.to(tl.int64))

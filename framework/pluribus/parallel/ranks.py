@@ -106,6 +106,14 @@ class RankProcesses(Executor):
     def kv_shape(self) -> KVShape:
         return self._first.kv_shape
 
+    @property
+    def lookahead(self) -> int:
+        return self._first.lookahead
+
+    @property
+    def max_passes(self) -> int:
+        return self._first.max_passes
+
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Run the step on every rank; see Executor.submit."""
         for channel in self._channels:

@@ -37,6 +37,11 @@ class Logprobs:
             values=torch.cat([part.values for part in parts]),
         )
 
+    def to(self, device: torch.device, *, non_blocking: bool) -> Logprobs:
+        """Return the same on another device."""
+        columns = (self.tokens, self.chosen, self.ids, self.values)
+        return Logprobs(*(column.to(device, non_blocking=non_blocking) for column in columns))
+
     def read(self, counts: Sequence[int]) -> Iterator[TokenLogprobs]:
         """Wait for the device; yield each row, with so many of the likeliest."""
         columns = (self.tokens, self.chosen, self.ids, self.values)

@@ -78,7 +78,7 @@ class StoreMachine(RuleBasedStateMachine):
                 prompt=prompt,
                 max_length=generation.max_length,
                 params=params,
-                banned=(),
+                ends=(),
                 placement=self.ledger.placement(generation),
             )
         )

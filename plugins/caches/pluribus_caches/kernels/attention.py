@@ -68,10 +68,6 @@ def decode(
     slots: Tensor,
     positions: Tensor,
     splits: Splits,
-    *,
-    tile: int,
-    num_warps: int,
-    num_stages: int,
 ) -> Tensor:
     """Write the keys and values of one token a row, and attend to each row's text up to it.
 
@@ -81,9 +77,7 @@ def decode(
         pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
         texts: where each slot's text lies.
         slots, positions: of each row's token, int64, [num_rows].
-        splits: made for at least as many rows.
-        tile: tokens read at a time.
-        num_warps, num_stages: of a program.
+        splits: made for as many rows, or more.
 
     Returns:
         [num_rows, num_heads, head_dim].
@@ -91,6 +85,7 @@ def decode(
     query, key, value = qkv
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    tile, num_warps = (16, 1) if splits.count > 4 else (64, 2)
     _decode[(num_rows, num_heads, splits.count)](
         query,
         key,
@@ -113,7 +108,7 @@ def decode(
         TILE=tile,
         SPLITS=splits.count,
         num_warps=num_warps,
-        num_stages=num_stages,
+        num_stages=3,
     )
     return out
 
@@ -198,6 +193,58 @@ def _decode(
             rows = tl.load(parts[:, None] + dim[None, :], mask=is_dim[None, :], other=0.0)
             merged = tl.sum(rows * shrinks[:, None], 0) / sums
             tl.store(out_at, merged.to(out.dtype.element_ty), mask=is_dim)
+
+
+def write(
+    key: Tensor, value: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor
+) -> None:
+    """Write keys and values into the pool.
+
+    Args:
+        key, value: [num_tokens, num_heads, head_dim] with unit last stride and equal strides.
+        pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
+        texts: where each slot's text lies.
+        slots, positions: of each token, int64, [num_tokens].
+    """
+    num_tokens, num_heads, head_dim = key.shape
+    _write[(num_tokens,)](
+        key,
+        value,
+        key.stride(0),
+        pool,
+        pool.shape[2],
+        texts.table,
+        texts.table.stride(0),
+        slots,
+        positions,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        HEADS_WIDTH=triton.next_power_of_2(num_heads),
+        WIDTH=triton.next_power_of_2(head_dim),
+        BLOCK_SIZE=texts.block_size,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _write(
+    key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEADS_WIDTH: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions + row)
+    blocks = table + tl.load(slots + row) * table_stride
+    block = tl.load(blocks + position // BLOCK_SIZE).to(tl.int64)
+    head = tl.arange(0, HEADS_WIDTH)[:, None]
+    dim = tl.arange(0, WIDTH)[None, :]
+    mask = (head < HEADS) & (dim < HEAD_DIM)
+    token = block * BLOCK_SIZE + position % BLOCK_SIZE
+    to = pool + (head * pool_tokens.to(tl.int64) + token) * HEAD_DIM + dim
+    of = row * row_stride + head * HEAD_DIM + dim
+    tl.store(to, tl.load(key + of, mask=mask), mask=mask)
+    to += HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
+    tl.store(to, tl.load(value + of, mask=mask), mask=mask)
 
 
 @dataclass(frozen=True, slots=True)

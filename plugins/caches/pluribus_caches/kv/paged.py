@@ -56,10 +56,14 @@ class PagedKVCache(KVCache):
 
     def store(self, shape: KVShape, device: torch.device, dtype: torch.dtype) -> KVStore:
         """Return one rank's tensors, allocated."""
+        num_blocks, block_size = self._num_blocks(shape), self._config.block_size
+        if device.type == "cuda":
+            from pluribus_caches.kv.cuda_store import CudaPagedStore
+
+            return CudaPagedStore(shape, num_blocks, block_size, device, dtype)
         from pluribus_caches.kv.paged_store import PagedStore
 
-        num_blocks = self._num_blocks(shape)
-        return PagedStore(shape, num_blocks, self._config.block_size, device, dtype)
+        return PagedStore(shape, num_blocks, block_size, device, dtype)
 
     def _num_blocks(self, shape: KVShape) -> int:
         # Rounding down must not cost the one generation of full length that there is room for.

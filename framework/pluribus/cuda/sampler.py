@@ -1,0 +1,56 @@
+"""Chooses the next tokens of slots on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pluribus.cuda.state import CudaSlotState
+from pluribus.kernels.sample import sample
+from pluribus.sampler import NextTokens, Sampler
+from pluribus.slots import Needs
+
+ADJUSTED = Needs.PENALTIES | Needs.BIASES
+
+
+class CudaSampler(Sampler):
+    """One kernel chooses every row's token; logits that something adjusts are copied before."""
+
+    def __init__(self, state: CudaSlotState) -> None:
+        super().__init__(state)
+        self.slots = state
+
+    def choose(self, logits: Tensor, following: NextTokens) -> Tensor:
+        """Return a token for each row, [num_rows], and write it into its slot's text."""
+        logits = self._all_adjusted(logits, following)
+        is_ranked = self.is_ranked(following.owners)
+        tokens = self.draw(logits, following.slots, following.position, is_ranked)
+        texts = self.slots.texts
+        texts.tokens[following.slots, following.position] = tokens
+        texts.position[following.slots] = following.position
+        return tokens
+
+    def draw(self, logits: Tensor, slots: Tensor, positions: Tensor, is_ranked: bool) -> Tensor:
+        """Return a token for each row; see ``pluribus.kernels.sample``."""
+        num_ids, choices = self.slots.num_token_ids, self.slots.choices
+        return sample(logits, num_ids, slots, positions, choices, is_ranked=is_ranked)
+
+    def is_ranked(self, owners: Sequence[int]) -> bool:
+        """Return whether any of the slots has both ``top_k`` and ``top_p``."""
+        needs, params = self.slots.needs, self.slots.params
+        return any(needs[slot] & Needs.RANKS and params[slot].top_p < 1 for slot in owners)
+
+    def _all_adjusted(self, logits: Tensor, following: NextTokens) -> Tensor:
+        adjusted = logits
+        for rows in self._groups(following.owners):
+            needs = self.slots.needs[following.owners[rows[0]]]
+            if not needs & ADJUSTED:
+                continue
+            if adjusted is logits:
+                adjusted = logits.to(torch.float32, copy=True)
+            index = torch.tensor(rows, device=logits.device)
+            group = following.select(rows, index)
+            adjusted[index] = self._adjusted(adjusted[index], group, needs)
+        return adjusted

@@ -1,0 +1,82 @@
+"""What a CUDA device knows of every running generation, written a step's worth at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pluribus.generation import SamplingParams
+from pluribus.interfaces import KVShape
+from pluribus.kernels.passes import NUM_ENDS, Texts
+from pluribus.kernels.sample import Choices
+from pluribus.kernels.upload import upload
+from pluribus.slots import SlotState
+from pluribus.step import Admission
+
+
+class CudaSlotState(SlotState):
+    """Adds a slot for rows that pad, and what passes need that the host takes no part in."""
+
+    def __init__(self, shape: KVShape, num_token_ids: int, device: torch.device) -> None:
+        num_slots = shape.num_slots + 1
+        super().__init__(replace(shape, num_slots=num_slots), num_token_ids, device)
+        # One row of each table for a parameter, so that a step's admissions are a write each.
+        self._floats = torch.zeros(6, num_slots, device=device)
+        self._ints = torch.zeros(5 + NUM_ENDS, num_slots, dtype=torch.int64, device=device)
+        temperature, top_p, min_p, self.repetition, self.presence, self.frequency = self._floats
+        seed, top_k, position, is_over, self.prompt_length = self._ints[:5]
+        self.choices = Choices(temperature, top_k, top_p, min_p, seed)
+        self.texts = Texts(self.tokens, position, self._ints[5:], is_over)
+
+    def admit_all(self, admissions: Sequence[Admission]) -> None:
+        """Take generations into their slots."""
+        if not admissions:
+            return
+        for admission in admissions:
+            self.note(admission)
+        floats = np.array([_floats(each.params) for each in admissions], np.float32)
+        ints = np.array([_ints(each) for each in admissions], np.int64)
+        width = max(len(each.prompt) for each in admissions)
+        tokens = np.zeros((len(admissions), width), np.int64)
+        for row, each in zip(tokens, admissions, strict=True):
+            row[: len(each.prompt)] = each.prompt
+        slots, floats_, ints_, tokens_ = upload(
+            self.device,
+            [each.slot for each in admissions],
+            floats.T.ravel().view(np.int32),
+            ints.T.ravel(),
+            tokens.ravel(),
+        )
+        num = len(admissions)
+        self._floats[:, slots] = floats_.to(torch.int32).view(torch.float32).view(-1, num)
+        self._ints[:, slots] = ints_.view(-1, num)
+        self.tokens[slots, :width] = tokens_.view(num, width)
+
+
+def _floats(params: SamplingParams) -> tuple[float, ...]:
+    return (
+        0.0 if params.is_greedy else params.temperature,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
+
+
+def _ints(admission: Admission) -> tuple[int, ...]:
+    params = admission.params
+    assert params.seed is not None
+    ends = admission.ends[:NUM_ENDS]
+    return (
+        params.seed,
+        params.top_k,
+        len(admission.prompt) - 1,
+        0,
+        len(admission.prompt),
+        *ends,
+        *([-1] * (NUM_ENDS - len(ends))),
+    )

@@ -1,0 +1,106 @@
+"""The tensors of the paged KV cache on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pluribus import Admission, KVShape, Row, TokenLayout
+from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.kernels.upload import upload
+from pluribus_caches.kernels.attention import Splits, Texts, Tiles, decode, prefill, write
+
+TILE = 64
+"""Tokens of a prompt that one program attends with."""
+NUM_PROGRAMS = 1024
+"""What a device of 132 multiprocessors is kept busy with."""
+
+
+class CudaPagedStore(DeviceKVStore):
+    """Keys and values in one pool of blocks, and each slot's blocks in a table on the device.
+
+    The pool is [layers, 2, heads, tokens, head_dim]. One block more than the ledger knows takes
+    what padding writes.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._shape = shape
+        self._device = device
+        num_tokens = (num_blocks + 1) * block_size
+        size = (shape.num_layers, 2, shape.num_heads, num_tokens, shape.head_dim)
+        self._pool = torch.zeros(size, device=device, dtype=dtype)
+        width = -(-shape.max_length // block_size)
+        table = torch.full(
+            (shape.num_slots + 1, width), num_blocks, dtype=torch.int32, device=device
+        )
+        self._texts = Texts(table, block_size)
+        self._splits: dict[int, Splits] = {}
+        self._admitted: dict[int, tuple[int, ...]] = {}
+        self._tiles: Tiles | None = None
+
+    def admit(self, admission: Admission) -> None:
+        """Take a generation into a slot; the device is told by ``flush``."""
+        self._admitted[admission.slot] = admission.placement
+
+    def evict(self, slot: int) -> None:
+        """Forget the generation in ``slot``."""
+        self._admitted.pop(slot, None)
+
+    def flush(self) -> None:
+        """Write what has been admitted into the table."""
+        if not self._admitted:
+            return
+        width = max(map(len, self._admitted.values()))
+        blocks = np.zeros((len(self._admitted), width), np.int64)
+        for row, placement in zip(blocks, self._admitted.values(), strict=True):
+            row[: len(placement)] = placement
+        slots, flat = upload(self._device, list(self._admitted), blocks.ravel())
+        self._texts.table[slots, :width] = flat.view(-1, width).to(torch.int32)
+        self._admitted.clear()
+
+    def begin(self, rows: Sequence[Row]) -> TokenLayout:
+        """Lay out the rows' tokens, and cut them into tiles."""
+        lengths = np.fromiter((row.num_tokens for row in rows), np.int64, len(rows))
+        ends = lengths.cumsum()
+        starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
+        slots = np.fromiter((row.slot for row in rows), np.int64, len(rows)).repeat(lengths)
+        positions = np.arange(ends[-1]) + (starts - ends + lengths).repeat(lengths)
+        num_tiles = -(-lengths // TILE)
+        first = np.arange(num_tiles.sum()) - (num_tiles.cumsum() - num_tiles).repeat(num_tiles)
+        tile_starts = (ends - lengths).repeat(num_tiles) + first * TILE
+        tile_ends = ends.repeat(num_tiles)
+        columns = (slots, positions, ends - 1, tile_starts, tile_ends)
+        slots_, self._positions, last, *tiles = upload(self._device, *columns)
+        self._slots, self._tiles = slots_, Tiles(TILE, *tiles)
+        return TokenLayout(slots_, self._positions, last)
+
+    def begin_decode(self, slots: Tensor, positions: Tensor) -> None:
+        """Start a pass of one token a row; see DeviceKVStore."""
+        self._slots, self._positions, self._tiles = slots, positions, None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write the step's keys and values, and attend."""
+        pool, where = self._pool[layer], (self._texts, self._slots, self._positions)
+        if self._tiles is None:
+            return decode((query, key, value), pool, *where, self._splits_for(len(query)))
+        write(key, value, pool, *where)
+        return prefill(query, pool, *where, self._tiles)
+
+    def _splits_for(self, num_rows: int) -> Splits:
+        """Return what rows share their partial results in; what a graph holds on to is kept."""
+        if num_rows not in self._splits:
+            shape = self._shape
+            self._splits[num_rows] = Splits.make(
+                num_rows, shape.num_heads, shape.head_dim, NUM_PROGRAMS, self._device
+            )
+        return self._splits[num_rows]
