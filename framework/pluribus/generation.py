@@ -141,6 +141,11 @@ class SamplingParams:
         return self.is_greedy or self.seed is not None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing is done to the logits before a token is chosen."""
+        return not (self.has_penalties or self.logit_bias or self.min_tokens)
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether any token's probability is to be told."""
         return self.logprobs is not None or self.prompt_logprobs is not None

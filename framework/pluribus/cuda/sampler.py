@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pluribus.cuda.state import CudaSlotState
+from pluribus.cuda.state import ADJUSTED, CudaSlotState
 from pluribus.kernels.sample import sample
 from pluribus.sampler import NextTokens, Sampler
-from pluribus.slots import Needs
-
-ADJUSTED = Needs.PENALTIES | Needs.BIASES
 
 
 class CudaSampler(Sampler):
@@ -39,8 +36,8 @@ class CudaSampler(Sampler):
 
     def is_ranked(self, owners: Sequence[int]) -> bool:
         """Return whether any of the slots has both ``top_k`` and ``top_p``."""
-        needs, params = self.slots.needs, self.slots.params
-        return any(needs[slot] & Needs.RANKS and params[slot].top_p < 1 for slot in owners)
+        is_ranked = self.slots.is_ranked
+        return any(is_ranked[slot] for slot in owners)
 
     def _all_adjusted(self, logits: Tensor, following: NextTokens) -> Tensor:
         adjusted = logits

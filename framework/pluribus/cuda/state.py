@@ -13,23 +13,35 @@ from pluribus.interfaces import KVShape
 from pluribus.kernels.passes import NUM_ENDS, Texts
 from pluribus.kernels.sample import Choices
 from pluribus.kernels.upload import upload
-from pluribus.slots import SlotState
+from pluribus.slots import Needs, SlotState
 from pluribus.step import Admission
+
+ADJUSTED = Needs.PENALTIES | Needs.BIASES
+"""Logits are changed before a token is chosen."""
 
 
 class CudaSlotState(SlotState):
-    """Adds a slot for rows that pad, and what passes need that the host takes no part in."""
+    """Adds a slot for rows that pad, and what passes need that the host takes no part in.
+
+    Attributes:
+        padding: the slot that pads.
+        is_ranked: of each slot, whether it has both ``top_k`` and ``top_p``.
+        is_special: of each slot, whether choosing its tokens takes more than the sampling kernel.
+    """
 
     def __init__(self, shape: KVShape, num_token_ids: int, device: torch.device) -> None:
         num_slots = shape.num_slots + 1
+        self.padding = shape.num_slots
+        self.is_special = [False] * num_slots
+        self.is_ranked = [False] * num_slots
         super().__init__(replace(shape, num_slots=num_slots), num_token_ids, device)
         # One row of each table for a parameter, so that a step's admissions are a write each.
         self._floats = torch.zeros(6, num_slots, device=device)
-        self._ints = torch.zeros(5 + NUM_ENDS, num_slots, dtype=torch.int64, device=device)
+        self._ints = torch.zeros(6 + NUM_ENDS, num_slots, dtype=torch.int64, device=device)
         temperature, top_p, min_p, self.repetition, self.presence, self.frequency = self._floats
-        seed, top_k, position, is_over, self.prompt_length = self._ints[:5]
+        seed, top_k, position, is_over, last, self.prompt_length = self._ints[:6]
         self.choices = Choices(temperature, top_k, top_p, min_p, seed)
-        self.texts = Texts(self.tokens, position, self._ints[5:], is_over)
+        self.texts = Texts(self.tokens, position, self._ints[6:], last, is_over)
 
     def admit_all(self, admissions: Sequence[Admission]) -> None:
         """Take generations into their slots."""
@@ -37,6 +49,9 @@ class CudaSlotState(SlotState):
             return
         for admission in admissions:
             self.note(admission)
+            params, needs = admission.params, self.needs[admission.slot]
+            self.is_ranked[admission.slot] = bool(needs & Needs.RANKS) and params.top_p < 1
+            self.is_special[admission.slot] = bool(needs & ADJUSTED) or params.wants_logprobs
         floats = np.array([_floats(each.params) for each in admissions], np.float32)
         ints = np.array([_ints(each) for each in admissions], np.int64)
         width = max(len(each.prompt) for each in admissions)
@@ -76,6 +91,7 @@ def _ints(admission: Admission) -> tuple[int, ...]:
         params.top_k,
         len(admission.prompt) - 1,
         0,
+        admission.max_length - 1,
         len(admission.prompt),
         *ends,
         *([-1] * (NUM_ENDS - len(ends))),

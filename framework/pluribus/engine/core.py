@@ -163,9 +163,12 @@ class EngineCore:
         most = self.executor.max_passes
         if most == 1 or any(count > 1 for count in batch.num_tokens.values()):
             return 1
-        if any(g.params.wants_logprobs or g.num_unscheduled > 1 for g in batch.num_tokens):
-            return 1
-        return check_repeats(self.batcher, batch, self.batcher.repeat(batch, most), most)
+        for generation in batch.num_tokens:
+            if generation.params.wants_logprobs or generation.num_unscheduled > 1:
+                return 1
+            if not generation.params.is_plain:
+                most = min(most, generation.max_length - 1 - generation.num_scheduled)
+        return check_repeats(self.batcher, self.batcher.repeat(batch, most), most)
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
@@ -191,7 +194,10 @@ class EngineCore:
     def _advance(self, generation: Generation, num_tokens: int, passes: int) -> Row:
         start = generation.num_scheduled
         assert generation.slot is not None
-        generation.num_scheduled += num_tokens + passes - 1
+        scheduled = start + num_tokens + passes - 1
+        generation.num_scheduled = (
+            min(scheduled, generation.max_length - 1) if passes > 1 else scheduled
+        )
         self.ledger.advance(generation)
         in_prompt = start < len(generation.prompt)
         return Row(
@@ -244,6 +250,7 @@ class EngineCore:
         """Take tokens; one that ends the answer is no part of it, but told with logprobs."""
         if logprobs is not None:
             generation.logprobs.append(logprobs)
+        tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
         for end in self._ends(generation):
             if end in tokens:
                 tokens = tokens[: tokens.index(end)]

@@ -50,7 +50,7 @@ class Batcher(ABC):
             most: times that the device can run it without the engine.
 
         Returns:
-            From 1 to ``most``, and no more than any generation in it may still grow.
+            From 1 to ``most``. A generation that is complete sooner is left out from then on.
         """
         return 1
 

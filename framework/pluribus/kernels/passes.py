@@ -21,12 +21,14 @@ class Texts:
         tokens: ids, int64, [num_slots + 1, max_length + 1].
         position: of the token that a slot computes next, int64, [num_slots + 1].
         ends: ids that end a text, -1 for none, int64, [NUM_ENDS, num_slots + 1].
-        is_over: whether one has come up, int64, [num_slots + 1].
+        last: index of the last token there is room for, int64, [num_slots + 1].
+        is_over: whether an end has come up, or the last token, int64, [num_slots + 1].
     """
 
     tokens: Tensor
     position: Tensor
     ends: Tensor
+    last: Tensor
     is_over: Tensor
 
 
@@ -118,6 +120,7 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
         texts.tokens.stride(0),
         texts.position,
         texts.ends,
+        texts.last,
         texts.is_over,
         rows.slots,
         rows.positions,
@@ -134,7 +137,7 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
 
 @triton.jit
 def _end_pass(
-    texts, stride, position, ends, is_over, slots, positions, chosen, answers, answers_stride,
+    texts, stride, position, ends, last, is_over, slots, positions, chosen, answers, answers_stride,
     counter, num_rows, padding,
     ROWS: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
@@ -151,5 +154,6 @@ def _end_pass(
     each = tl.arange(0, ENDS)
     at = each[None, :] * (padding + 1) + slot[:, None]
     end = tl.load(ends + at, mask=is_text[:, None], other=-1)
-    is_end = tl.max((end == token[:, None]).to(tl.int64), 1)
-    tl.store(is_over + slot, is_end, mask=is_text)
+    is_end = tl.max((end == token[:, None]).to(tl.int64), 1) > 0
+    is_last = after >= tl.load(last + slot, mask=is_text, other=0)
+    tl.store(is_over + slot, (is_end | is_last).to(tl.int64), mask=is_text)

@@ -119,11 +119,10 @@ class ContinuousBatcher(Batcher):
         return Batch(num_tokens) if num_tokens else None
 
     def repeat(self, batch: Batch, most: int) -> int:
-        """Run a batch until its first generation is complete, or as often as the device can."""
-        left = min(self._decoding[g] - g.num_scheduled for g in batch.num_tokens)
-        times = max(1, min(left, most))
-        if times > 1:
-            self._waiting.charge(dict.fromkeys(batch.num_tokens, times - 1))
+        """Run a batch as often as the device can, or until its last generation is complete."""
+        left = {g: self._decoding[g] - g.num_scheduled for g in batch.num_tokens}
+        times = max(1, min(most, max(left.values())))
+        self._waiting.charge({g: min(times, count) - 1 for g, count in left.items() if count > 1})
         return times
 
     def finish(self, generation: Generation) -> None:

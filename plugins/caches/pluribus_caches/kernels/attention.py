@@ -14,6 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pluribus.interfaces.device_store import Tiles
+
+TILE = 64
+"""Tokens of a prompt that one program attends with."""
 NOTHING = tl.constexpr(-1.0e30)
 """Less than any score, and still a number: its differences are."""
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -247,21 +251,6 @@ def _write(
     tl.store(to, tl.load(value + of, mask=mask), mask=mask)
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """The packed tokens of rows, cut so that no tile reaches over a row's end.
-
-    Attributes:
-        size: tokens of a tile.
-        starts: index of each tile's first token, int32, [num_tiles].
-        ends: index after the last token of its row, int32, [num_tiles].
-    """
-
-    size: int
-    starts: Tensor
-    ends: Tensor
-
-
 def prefill(
     query: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor, tiles: Tiles
 ) -> Tensor:
@@ -297,7 +286,7 @@ def prefill(
         HEAD_DIM=head_dim,
         WIDTH=width,
         BLOCK_SIZE=texts.block_size,
-        TILE=tiles.size,
+        TILE=TILE,
         KEYS=64,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4 if width <= 64 else 8,
@@ -317,7 +306,10 @@ def _prefill(
     head = tl.program_id(1)
     start = tl.load(starts + tile)
     index = start + tl.arange(0, TILE)
-    is_mine = index < tl.load(ends + tile)
+    end = tl.load(ends + tile)
+    if start >= end:
+        return
+    is_mine = index < end
     blocks = table + tl.load(slots + start) * table_stride
     position = tl.load(positions + index, mask=is_mine, other=-1).to(tl.int32)
     length = tl.max(position, 0) + 1

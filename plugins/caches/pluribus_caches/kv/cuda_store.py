@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from pluribus import Admission, KVShape, Row, TokenLayout
-from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.cuda.packing import PackedRows
+from pluribus.interfaces.device_store import DeviceKVStore, Tiles
 from pluribus.kernels.upload import upload
-from pluribus_caches.kernels.attention import Splits, Texts, Tiles, decode, prefill, write
+from pluribus_caches.kernels.attention import TILE, Splits, Texts, decode, prefill, write
 
-TILE = 64
-"""Tokens of a prompt that one program attends with."""
 NUM_PROGRAMS = 1024
-"""What a device of 132 multiprocessors is kept busy with."""
+"""What keeps a device of 132 multiprocessors busy."""
 
 
 class CudaPagedStore(DeviceKVStore):
@@ -48,6 +47,11 @@ class CudaPagedStore(DeviceKVStore):
         self._admitted: dict[int, tuple[int, ...]] = {}
         self._tiles: Tiles | None = None
 
+    @property
+    def tile_size(self) -> int:
+        """Tokens of a prompt that one program attends with."""
+        return TILE
+
     def admit(self, admission: Admission) -> None:
         """Take a generation into a slot; the device is told by ``flush``."""
         self._admitted[admission.slot] = admission.placement
@@ -70,23 +74,25 @@ class CudaPagedStore(DeviceKVStore):
 
     def begin(self, rows: Sequence[Row]) -> TokenLayout:
         """Lay out the rows' tokens, and cut them into tiles."""
-        lengths = np.fromiter((row.num_tokens for row in rows), np.int64, len(rows))
-        ends = lengths.cumsum()
-        starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
-        slots = np.fromiter((row.slot for row in rows), np.int64, len(rows)).repeat(lengths)
-        positions = np.arange(ends[-1]) + (starts - ends + lengths).repeat(lengths)
-        num_tiles = -(-lengths // TILE)
-        first = np.arange(num_tiles.sum()) - (num_tiles.cumsum() - num_tiles).repeat(num_tiles)
-        tile_starts = (ends - lengths).repeat(num_tiles) + first * TILE
-        tile_ends = ends.repeat(num_tiles)
-        columns = (slots, positions, ends - 1, tile_starts, tile_ends)
-        slots_, self._positions, last, *tiles = upload(self._device, *columns)
-        self._slots, self._tiles = slots_, Tiles(TILE, *tiles)
-        return TokenLayout(slots_, self._positions, last)
+        packed = PackedRows.make(rows, TILE)
+        slots, positions, last, starts, ends = upload(
+            self._device,
+            packed.slots,
+            packed.positions,
+            packed.last,
+            packed.tile_starts,
+            packed.tile_ends,
+        )
+        self.begin_prefill(slots, positions, Tiles(starts, ends))
+        return TokenLayout(slots, positions, last)
 
     def begin_decode(self, slots: Tensor, positions: Tensor) -> None:
         """Start a pass of one token a row; see DeviceKVStore."""
         self._slots, self._positions, self._tiles = slots, positions, None
+
+    def begin_prefill(self, slots: Tensor, positions: Tensor, tiles: Tiles) -> None:
+        """Start a pass of any number of tokens a row; see DeviceKVStore."""
+        self._slots, self._positions, self._tiles = slots, positions, tiles
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the step's keys and values, and attend."""

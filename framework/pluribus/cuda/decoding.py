@@ -1,0 +1,97 @@
+"""Passes in which every row computes one token and samples the next: all of it on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from pluribus.cuda.graphs import Graphs, bucket
+from pluribus.cuda.sampler import CudaSampler
+from pluribus.cuda.state import CudaSlotState
+from pluribus.interfaces import Network
+from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.kernels.passes import Rows, begin_pass, end_pass
+from pluribus.kernels.upload import upload
+from pluribus.step import StepResult
+
+MAX_PASSES = 8
+SECONDS_OF_PASSES = 0.004
+"""What passes of one step should take together: new generations wait for no longer than that."""
+SIZES = (1, 2, 4, *range(8, 32, 8), *range(32, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
+"""Numbers of rows that passes are captured for, beside the most that there can be."""
+
+
+class Decoding:
+    """Replays decode passes, several in a row, and reads what came of them.
+
+    Attributes:
+        max_passes: how many of them make a step of a few milliseconds.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        store: DeviceKVStore,
+        state: CudaSlotState,
+        sampler: CudaSampler,
+        device: torch.device,
+    ) -> None:
+        self._network = network
+        self._store = store
+        self._state = state
+        self._sampler = sampler
+        self._device = device
+        self._rows = Rows.make(state.padding, MAX_PASSES, device)
+        self._rows.asked.fill_(state.padding)
+        self._asked: tuple[int, ...] = ()
+        self._sizes = [*(size for size in SIZES if size < state.padding), state.padding]
+        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, device)
+        self.max_passes = 1
+
+    def capture(self) -> None:
+        """Capture a pass of every size."""
+        for size in reversed(self._sizes):
+            self._graphs.capture((size, False))
+
+    def run(self, slots: tuple[int, ...], passes: int) -> Callable[[], StepResult]:
+        """Run passes of these slots; return a function that waits for their tokens."""
+        size = bucket(self._sizes, len(slots))
+        assert size is not None, f"{len(slots)} rows where there are {self._state.padding} slots"
+        key = (size, self._sampler.is_ranked(slots))
+        self._ask(slots, size)
+        if key not in self._graphs:
+            self._graphs.capture(key)
+        self._rows.counter.zero_()
+        started = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        started.record()
+        self._graphs.replay(key, passes)
+        answers = self._rows.answers[:passes, : len(slots)].to("cpu", non_blocking=True)
+        ended.record()
+
+        def read() -> StepResult:
+            ended.synchronize()
+            seconds = started.elapsed_time(ended) / 1000 / passes
+            self.max_passes = max(1, min(MAX_PASSES, int(SECONDS_OF_PASSES / seconds)))
+            return StepResult(answers.T.tolist())
+
+        return read
+
+    def _ask(self, slots: tuple[int, ...], size: int) -> None:
+        """Put slots into the first rows, and padding into the rest of what will run."""
+        asked = slots + (self._state.padding,) * (size - len(slots))
+        if self._asked[:size] != asked:
+            [column] = upload(self._device, asked)
+            self._rows.asked[:size] = column
+            self._asked = asked + self._asked[size:]
+
+    def _run_pass(self, key: tuple[int, bool]) -> None:
+        num_rows, is_ranked = key
+        rows, texts = self._rows.first(num_rows), self._state.texts
+        begin_pass(texts, rows)
+        self._store.begin_decode(rows.slots, rows.positions)
+        x = self._network(self._network.embed(rows.tokens, rows.positions), self._store)
+        logits = self._network.logits(x)
+        chosen = self._sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
+        end_pass(texts, rows, chosen)

@@ -1,0 +1,174 @@
+"""Passes in which rows compute any number of tokens: one copy to the device and two replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pluribus.cuda.graphs import Graphs, bucket
+from pluribus.cuda.packing import Column, PackedRows
+from pluribus.cuda.sampler import CudaSampler
+from pluribus.cuda.state import CudaSlotState
+from pluribus.interfaces import Network
+from pluribus.interfaces.device_store import DeviceKVStore, Tiles
+from pluribus.kernels.passes import Rows, end_pass
+from pluribus.step import Row, StepResult
+
+TOKENS = tuple(sorted([*(16 << i for i in range(10)), *(24 << i for i in range(4, 9))]))
+"""Numbers of tokens that the layers are captured for: 16 to 8,192."""
+Columns = TypeVar("Columns", Tensor, Column)
+
+AT_START = 1024
+"""Up to so many tokens, they are captured before the first request; beyond, when they come up."""
+ROWS = (1, 4, 16, 64, 256)
+"""Numbers of rows that sampling is captured for, beside the most that there can be."""
+
+
+class Prefilling:
+    """Replays prefill passes: the layers for so many tokens, then sampling for so many rows."""
+
+    def __init__(
+        self,
+        network: Network,
+        store: DeviceKVStore,
+        state: CudaSlotState,
+        sampler: CudaSampler,
+        device: torch.device,
+    ) -> None:
+        self._network = network
+        self._store = store
+        self._state = state
+        self._sampler = sampler
+        self._device = device
+        self._rows = Rows.make(state.padding, 1, device)
+        self._rows.counter.fill_(1)
+        self._row_sizes = [*(size for size in ROWS if size < state.padding), state.padding]
+        largest = self._layout(TOKENS[-1]).size
+        self._columns = torch.zeros(largest, dtype=torch.int64, device=device)
+        self._ends: Tensor | None = None
+        self._layers: Graphs[int] = Graphs(self._run_layers, device)
+        self._heads: Graphs[tuple[int, bool]] = Graphs(self._run_head, device)
+
+    def capture(self) -> None:
+        """Capture what is likely to be wanted first."""
+        for num_tokens in reversed([size for size in TOKENS if size <= AT_START]):
+            self._pad(num_tokens)
+            self._layers.capture(num_tokens)
+        for size in reversed(self._row_sizes):
+            self._heads.capture((size, False))
+
+    def fits(self, num_tokens: int) -> bool:
+        """Return whether a pass of so many tokens can be replayed."""
+        return num_tokens <= TOKENS[-1]
+
+    def run(self, rows: Sequence[Row]) -> Callable[[], StepResult]:
+        """Run rows; return a function that waits for the tokens of those that sample."""
+        packed = PackedRows.make(rows, self._store.tile_size)
+        num_tokens = bucket(TOKENS, len(packed.slots))
+        assert num_tokens is not None
+        if num_tokens not in self._layers:
+            self._pad(num_tokens)
+            self._layers.capture(num_tokens)
+        sampling = [index for index, row in enumerate(rows) if row.samples]
+        self._fill(num_tokens, packed, sampling)
+        self._layers.replay(num_tokens)
+        if not sampling:
+            return lambda: StepResult(())
+        size = bucket(self._row_sizes, len(sampling))
+        assert size is not None
+        key = (size, self._sampler.is_ranked([rows[index].slot for index in sampling]))
+        if key not in self._heads:
+            self._heads.capture(key)
+        self._heads.replay(key)
+        answers = self._rows.answers[0, : len(sampling)].to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def read() -> StepResult:
+            arrived.synchronize()
+            return StepResult(answers[:, None].tolist())
+
+        return read
+
+    def _layout(self, num_tokens: int) -> _Layout:
+        num_rows = min(num_tokens, self._state.padding)
+        num_tiles = num_tokens // self._store.tile_size + num_rows
+        return _Layout(num_tokens, num_tiles, num_rows)
+
+    def _pad(self, num_tokens: int) -> None:
+        """Put nothing but padding where a pass of so many tokens finds its columns."""
+        layout = self._layout(num_tokens)
+        self._columns[: layout.size] = torch.from_numpy(layout.empty(self._state.padding))
+
+    def _fill(self, num_tokens: int, packed: PackedRows, sampling: Sequence[int]) -> None:
+        """Put rows, and which of them sample, where a pass finds its columns."""
+        layout = self._layout(num_tokens)
+        host = torch.empty(layout.size, dtype=torch.int64, pin_memory=True)
+        host.numpy()[:] = layout.empty(self._state.padding)
+        slots, positions, starts, ends, last, row_slots, row_positions = layout.split(host.numpy())
+        slots[: len(packed.slots)] = packed.slots
+        positions[: len(packed.slots)] = packed.positions
+        starts[: len(packed.tile_starts)] = packed.tile_starts
+        ends[: len(packed.tile_ends)] = packed.tile_ends
+        at = packed.last[sampling]
+        last[: len(at)] = at
+        row_slots[: len(at)] = packed.slots[at]
+        row_positions[: len(at)] = packed.positions[at]
+        self._columns[: layout.size].copy_(host, non_blocking=True)
+
+    def _run_layers(self, num_tokens: int) -> None:
+        layout = self._layout(num_tokens)
+        columns = layout.split(self._columns)
+        slots, positions, starts, ends, last, row_slots, row_positions = columns
+        tokens = self._state.texts.tokens[slots, positions]
+        self._store.begin_prefill(slots, positions, Tiles(starts, ends))
+        x = self._network(self._network.embed(tokens, positions), self._store)
+        if self._ends is None:
+            self._ends = x.new_empty(self._state.padding, x.shape[1])
+        torch.index_select(x, 0, last, out=self._ends[: layout.num_rows])
+        self._rows.slots[: layout.num_rows] = row_slots
+        self._rows.positions[: layout.num_rows] = row_positions
+
+    def _run_head(self, key: tuple[int, bool]) -> None:
+        num_rows, is_ranked = key
+        assert self._ends is not None, "there is nothing to sample from before the layers have run"
+        rows = self._rows.first(num_rows)
+        logits = self._network.logits(self._ends[:num_rows])
+        chosen = self._sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
+        end_pass(self._state.texts, rows, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the columns of a pass lie in one buffer, one after another."""
+
+    num_tokens: int
+    num_tiles: int
+    num_rows: int
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of each token's slot and position; tiles' starts and ends; rows' ends and the same."""
+        return (*[self.num_tokens] * 2, *[self.num_tiles] * 2, *[self.num_rows] * 3)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all columns."""
+        return sum(self.lengths)
+
+    def split(self, columns: Columns) -> list[Columns]:
+        """Return the columns, as views, of an array or a tensor."""
+        ends = np.cumsum(self.lengths).tolist()
+        return [columns[e - n : e] for e, n in zip(ends, self.lengths, strict=True)]
+
+    def empty(self, padding: int) -> Column:
+        """Return columns of padding tokens, empty tiles and padding rows."""
+        columns = np.zeros(self.size, np.int64)
+        slots, _, _, _, _, row_slots, _ = self.split(columns)
+        slots[:] = row_slots[:] = padding
+        return columns
