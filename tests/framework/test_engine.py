@@ -206,7 +206,11 @@ def test_what_may_end_it_is_banned_until_there_are_enough_tokens() -> None:
     engine.add(ask(2, max_tokens=3, min_tokens=2, stop_token_ids=(7,), ignore_eos=True))
     engine.add(ask(3, max_tokens=3, stop_token_ids=(7,)))
     engine.step()
-    assert [admission.ends for admission in executor.steps[0].admitted] == [(7, EOS), (7,), (EOS,)]
+    assert [admission.ends for admission in executor.steps[0].admitted] == [
+        (7, EOS),
+        (7,),
+        (7, EOS),
+    ]
 
 
 def test_timing_says_where_the_time_went() -> None:

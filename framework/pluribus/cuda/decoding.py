@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket
 from pluribus.cuda.sampler import CudaSampler
 from pluribus.cuda.state import CudaSlotState
@@ -63,17 +64,15 @@ class Decoding:
         if key not in self._graphs:
             self._graphs.capture(key)
         self._rows.counter.zero_()
-        started = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        started.record()
+        started = Arrival(self._device)
         self._graphs.replay(key, passes)
         answers = self._rows.answers[:passes, : len(slots)].to("cpu", non_blocking=True)
-        ended.record()
+        ended = Arrival(self._device)
 
         def read() -> StepResult:
-            ended.synchronize()
-            seconds = started.elapsed_time(ended) / 1000 / passes
-            self.max_passes = max(1, min(MAX_PASSES, int(SECONDS_OF_PASSES / seconds)))
+            ended.wait()
+            wanted = passes * SECONDS_OF_PASSES / max(ended.seconds_since(started), 1e-6)
+            self.max_passes = max(1, min(MAX_PASSES, int(wanted)))
             return StepResult(answers.T.tolist())
 
         return read

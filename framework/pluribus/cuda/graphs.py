@@ -1,8 +1,12 @@
-"""Work whose launches are captured once for each size, and replayed from then on."""
+"""Work whose launches are captured once for each size, and replayed from then on.
+
+On a CPU, where kernels run through Triton's interpreter, the work is simply run again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -22,21 +26,26 @@ class Graphs(Generic[Key]):
     def __init__(self, run: Callable[[Key], None], device: torch.device) -> None:
         self._run = run
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graphs: dict[Key, torch.cuda.CUDAGraph] = {}
+        self._is_cuda = device.type == "cuda"
+        self._replays: dict[Key, Callable[[], None]] = {}
+        if self._is_cuda:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._graphs
+        return key in self._replays
 
     def replay(self, key: Key, times: int = 1) -> None:
         """Run the work of a key, so many times in a row; it must have been captured."""
-        graph = self._graphs[key]
+        replay = self._replays[key]
         for _ in range(times):
-            graph.replay()
+            replay()
 
     def capture(self, key: Key) -> None:
         """Capture the work of a key. Larger ones first leave memory that smaller ones share."""
+        self._replays[key] = self._graph(key).replay if self._is_cuda else partial(self._run, key)
+
+    def _graph(self, key: Key) -> torch.cuda.CUDAGraph:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -51,7 +60,7 @@ class Graphs(Generic[Key]):
                 self._run(key)
             finally:
                 graph.capture_end()
-        self._graphs[key] = graph
+        return graph
 
 
 def bucket(sizes: Sequence[int], wanted: int) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket
 from pluribus.cuda.packing import Column, PackedRows
 from pluribus.cuda.sampler import CudaSampler
@@ -86,11 +87,10 @@ class Prefilling:
             self._heads.capture(key)
         self._heads.replay(key)
         answers = self._rows.answers[0, : len(sampling)].to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
+        arrived = Arrival(self._device)
 
         def read() -> StepResult:
-            arrived.synchronize()
+            arrived.wait()
             return StepResult(answers[:, None].tolist())
 
         return read
@@ -108,7 +108,7 @@ class Prefilling:
     def _fill(self, num_tokens: int, packed: PackedRows, sampling: Sequence[int]) -> None:
         """Put rows, and which of them sample, where a pass finds its columns."""
         layout = self._layout(num_tokens)
-        host = torch.empty(layout.size, dtype=torch.int64, pin_memory=True)
+        host = torch.empty(layout.size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
         host.numpy()[:] = layout.empty(self._state.padding)
         slots, positions, starts, ends, last, row_slots, row_positions = layout.split(host.numpy())
         slots[: len(packed.slots)] = packed.slots

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
 import torch
 
+from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.sampler import CudaSampler
@@ -96,10 +97,20 @@ class CudaWorker(Worker):
     def _launch(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows as any worker does, once for each pass."""
         arrivals = [
-            _Arrival.of(self._run([replace(row, start=row.start + number) for row in rows]))
-            for number in range(passes)
+            self._on_its_way(self._run([replace(row, start=row.start + at) for row in rows]))
+            for at in range(passes)
         ]
-        return lambda: _joined([arrival.read() for arrival in arrivals])
+        return lambda: _joined([read() for read in arrivals])
+
+    def _on_its_way(self, outcome: Outcome) -> Result:
+        copied = outcome.to(torch.device("cpu"), non_blocking=True)
+        arrived = Arrival(self._device)
+
+        def read() -> StepResult:
+            arrived.wait()
+            return copied.read()
+
+        return read
 
 
 class Kind(Enum):
@@ -108,25 +119,6 @@ class Kind(Enum):
     DECODED = auto()
     PREFILLED = auto()
     LAUNCHED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """An outcome that is on its way to the host."""
-
-    outcome: Outcome
-    arrived: torch.cuda.Event
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> _Arrival:
-        copied = outcome.to(torch.device("cpu"), non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
-        return cls(copied, arrived)
-
-    def read(self) -> StepResult:
-        self.arrived.synchronize()
-        return self.outcome.read()
 
 
 def _joined(results: Sequence[StepResult]) -> StepResult:

@@ -1,4 +1,4 @@
-"""The tensors of the paged KV cache on a CUDA device."""
+"""The tensors of the paged KV cache on a CUDA device, or wherever Triton's kernels run."""
 
 from __future__ import annotations
 
