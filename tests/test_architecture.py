@@ -32,6 +32,7 @@ ROOT_CONFIGS = {
     "bench": (),
     "convert": ("to=folder",),
     "verify": (),
+    "plan": (),
 }
 CHOICES = sorted(
     f"{path.parent.relative_to(CONF).as_posix()}={path.stem}" for path in CONF.glob("*/**/*.yaml")

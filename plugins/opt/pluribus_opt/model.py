@@ -160,9 +160,7 @@ def _find_at_hand(config: OPTModelConfig) -> Source | RandomSource:
     return _find(config)
 
 
-def _blueprint(
-    config: OPTModelConfig, architecture: OPTConfig, num_token_ids: int
-) -> OPTBlueprint:
+def _blueprint(config: OPTModelConfig, architecture: OPTConfig, num_token_ids: int) -> OPTBlueprint:
     return OPTBlueprint(
         name=config.size or Path(str(config.checkpoint or config.config)).resolve().name,
         architecture=architecture,
