@@ -73,8 +73,8 @@ def _gpu(name: str, gib: float, pcie: int) -> Device:
 # error correction and the driver take their part. Where reports differ, about the lowest.
 GPUS = (
     _gpu("t4-16g", 14.56, 3),
-    _gpu("a10g-24g", 22.06, 4),
     _gpu("l4-24g", 22.03, 4),
+    _gpu("a10g-24g", 22.06, 4),
     _gpu("rtx-4090-24g", 23.53, 4),
     _gpu("a100-40g", 39.39, 4),
     _gpu("l40s-48g", 44.39, 4),
@@ -82,7 +82,7 @@ GPUS = (
     _gpu("h100-80g", 79.10, 5),
     _gpu("h200-141g", 139.80, 5),
 )
-"""In order of their memory, as far as the label says it."""
+"""In order of their memory."""
 
 _HOST = re.compile(r"cpu-([1-9][0-9]{0,4})g")
 HOST_SYSTEM = GIB

@@ -18,6 +18,9 @@ from pluribus.plan.outline import Outline
 from pluribus.plugins import PARALLELISM, Plugins
 from pluribus.units import parse_bytes
 
+SECTIONS = ("parallel", "batcher", "cache", "device", "dtype", "plan")
+"""Of the configuration: what a plan depends on besides the model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConfig:
@@ -65,8 +68,9 @@ class Planner:
         self._plugins = plugins
         self._blueprint = blueprint
         self._here: Site | None = None
-        self.spread = _spread(config)
-        self._config = _with(config, self.spread)
+        self.spread = _spread(config, blueprint.spec.num_heads)
+        kept = OmegaConf.masked_copy(config, [key for key in SECTIONS if key in config])
+        self._config = _with(kept, self.spread)
 
     def plan(self, overrides: Sequence[str] = ()) -> Plan:
         """Return the plan with some overrides on top.
@@ -104,9 +108,9 @@ def _settings(config: DictConfig) -> PlanConfig:
     return conf.section(config, "plan", PlanConfig) if "plan" in config else PlanConfig()
 
 
-def _spread(config: DictConfig) -> tuple[str, ...]:
-    """Return the overrides that use all of several devices, where no split is asked for."""
-    count = _settings(config).count or 1
+def _spread(config: DictConfig, num_heads: int) -> tuple[str, ...]:
+    """Return the overrides that use several devices, all if heads are enough, unless others do."""
+    count = min(_settings(config).count or 1, num_heads)
     is_split = conf.choice(config, PARALLELISM.section) != "single"
     return () if count == 1 or is_split else split_overrides(count)
 
