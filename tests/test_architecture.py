@@ -78,6 +78,7 @@ def run_without_torch(code: str) -> None:
         "pluribus.cli",
         "pluribus.config",
         "pluribus.hookspecs",
+        "pluribus.plan.command",
         "pluribus.plugins",
         "pluribus.runtime",
         "pluribus.server.config",

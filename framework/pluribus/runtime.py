@@ -295,6 +295,7 @@ def _kv_shape(parts: Parts, needs: Demand, device: torch.device) -> KVShape:
 
     outline, max_length = parts.outline, parts.model.spec.max_length
     num_sharing = parts.parallelism.world_size if device.type == "cpu" else 1
+    smallest(0, device)  # NCCL takes its memory at the first collective: it is not free
     free = free_memory(device) // num_sharing
     room = find_room(outline, needs, device_type=device.type, where=str(device), free=free)
     if room.problem:

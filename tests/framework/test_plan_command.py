@@ -15,6 +15,7 @@ import pytest
 
 from pluribus import Engine, runtime
 from pluribus import config as conf
+from pluribus.plan.devices import GPUS
 from pluribus.plan.planner import Planner
 from pluribus.plugins import discover
 
@@ -62,6 +63,18 @@ def test_175b_on_four_h200s_is_planned_anywhere(tmp_path: Path) -> None:
     )
     assert lines[3].startswith("0-3   81.4GiB")
     assert max(map(len, lines)) <= 100
+
+
+def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
+    document = (CONF.parent / "docs" / "planning.md").read_text()
+    [command] = re.findall(r"^pluribus (plan .*)", document, re.MULTILINE)
+    assert run(tmp_path, *command.split()).stdout in document
+
+
+def test_the_documentation_names_every_device() -> None:
+    document = (CONF.parent / "docs" / "planning.md").read_text()
+    [row] = re.findall(r"^\| `plan\.device` \| (.*) \|$", document, re.MULTILINE)
+    assert re.findall(r"`([^`]*)`", row) == [*(gpu.name for gpu in GPUS), "cpu-16g", "null"]
 
 
 def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:

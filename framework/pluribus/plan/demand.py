@@ -8,10 +8,10 @@ from pluribus.interfaces import ModelSpec, Share
 from pluribus.plan.outline import Outline
 from pluribus.units import item_size
 
-CUDA_RUNTIME = 512 * 2**20
-"""A CUDA context with torch's and cuBLAS's kernels and work space in it."""
+CUDA_RUNTIME = 704 * 2**20
+"""A CUDA context with torch's and cuBLAS's kernels in it: 693 MiB on an H100."""
 COLLECTIVES = 768 * 2**20
-"""What NCCL keeps on each device to talk to the others."""
+"""What NCCL keeps on each device to talk to the others: an estimate."""
 CPU_RUNTIME = 256 * 2**20
 """A process that has imported torch."""
 BYTES_PER_LOGIT = 20
