@@ -155,8 +155,8 @@ def test_loading_takes_longer_from_a_slower_disk() -> None:
     planned = plan("model=opt-13b", "plan.device=h100-80g")
     fast, slow = planned.seconds_to_load(4 * 10**9), planned.seconds_to_load(10**9)
     assert slow - fast == pytest.approx(2 * 12.85e9 * (1 / 1e9 - 1 / 4e9), rel=0.01)
-    read = plan("model=opt-13b", "model.checkpoint=random", "plan.device=h100-80g")
-    assert read.seconds_to_load(1) < 60
+    made_up = plan("model=opt-13b", "model.checkpoint=random", "plan.device=h100-80g")
+    assert made_up.seconds_to_load(1) < 60
 
 
 @pytest.mark.parametrize(
