@@ -68,7 +68,7 @@ def admission(slot: int, length: int, blocks: range) -> Admission:
         prompt=(5,) * length,
         max_length=length + 4,
         params=replace(SAMPLED, seed=slot),
-        banned=(),
+        ends=(),
         placement=tuple(blocks),
     )
 
