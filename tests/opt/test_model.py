@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import OPTForCausalLM
 from opt.folders import NUM_TOKEN_IDS, write_folder, write_tokenizer
 from opt.reading import Reading, whole
 from opt.variants import hugging_face
-from pluribus import ConfigError
+from pluribus import ConfigError, ModelSpec
 from pluribus import config as conf
 from pluribus.errors import CheckpointError
 from pluribus.parallel.group import TensorParallel
@@ -263,6 +264,46 @@ def test_a_description_needs_no_torch(folder: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def describe(**settings: str | None) -> ModelSpec:
+    return OPTModel.describe(OPTModelConfig(**settings)).spec
+
+
+@pytest.mark.parametrize("checkpoint", [None, "random", "facebook/opt-30b", "/no/such/folder"])
+def test_a_size_is_described_whatever_is_there(checkpoint: str | None) -> None:
+    spec = describe(checkpoint=checkpoint, size="opt-30b")
+    assert (spec.name, spec.num_layers, spec.num_heads) == ("opt-30b", 48, 56)
+    assert spec.num_token_ids == spec.vocab_size == 50272
+    assert bool(spec.notes) == (checkpoint == "random")
+
+
+def test_a_config_file_is_described_without_a_checkpoint(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "some.json", num_hidden_layers=5)
+    assert describe(config=config).num_layers == 5
+    assert describe(config=config).name == "some.json"
+
+
+def test_a_folder_is_described_without_its_weights_and_tokenizer(folder: Path) -> None:
+    before = make(folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).unlink()
+    described = OPTModel.describe(OPTModelConfig(checkpoint=str(folder)))
+    assert replace(described.spec, num_token_ids=NUM_TOKEN_IDS) == before.spec
+    share = whole(3).share
+    assert described.weight_bytes(share, "float32") == before.blueprint.weight_bytes(
+        share, "float32"
+    )
+
+
+def test_a_description_that_contradicts_the_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.size=opt-125m contradicts"):
+        describe(checkpoint=str(folder), size="opt-125m")
+
+
+def test_nothing_to_describe_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.checkpoint is not set"):
+        describe()
 
 
 def test_the_plugin_offers_opt() -> None:

@@ -6,7 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pluribus.interfaces import KVStore, Model, ModelSpec, Network, Place, Progress, Tokenizer
+from pluribus.interfaces import (
+    Blueprint,
+    KVStore,
+    Model,
+    ModelSpec,
+    Network,
+    Place,
+    Progress,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +69,10 @@ class TimedModel(Model):
     @property
     def spec(self) -> ModelSpec:
         return self._model.spec
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return self._model.blueprint
 
     @property
     def fingerprint(self) -> str:

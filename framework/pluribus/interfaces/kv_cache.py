@@ -150,6 +150,10 @@ class KVCache(ABC):
     def memory(self) -> str:
         """The ``cache.kv.memory`` setting: ``auto``, or a size such as ``4GiB``, per rank."""
 
+    def capacity(self, shape: KVShape) -> int:
+        """Return how many tokens the store of this shape allocates room for."""
+        return shape.num_tokens
+
     @abstractmethod
     def ledger(self, shape: KVShape) -> KVLedger:
         """Return the counting half."""

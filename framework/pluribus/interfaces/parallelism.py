@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pluribus.interfaces.kv_cache import KVShape
 from pluribus.interfaces.model import ModelSpec
+from pluribus.spans import even_span
 from pluribus.step import Step, StepResult
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Share:
     def is_last(self) -> bool:
         """Whether it turns what the last layer returns into logits."""
         return self.stage == self.num_stages - 1
+
+    def span(self, total: int) -> tuple[int, int]:
+        """Return where its part begins and ends of what its tensor-parallel group splits."""
+        return even_span(total, self.tensor_rank, self.tensor_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus.spans import even_span
+
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: loading takes some of them longer. Lost ranks are
 noticed by whoever watches their processes, much sooner."""
@@ -58,9 +60,7 @@ class TensorParallel:
 
         Parts are as equal as can be, larger ones first; there may be none for the last ranks.
         """
-        part, left = divmod(total, self.size)
-        start = self.rank * part + min(self.rank, left)
-        return start, start + part + (self.rank < left)
+        return even_span(total, self.rank, self.size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the group, in place."""

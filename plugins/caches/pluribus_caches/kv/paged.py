@@ -47,6 +47,10 @@ class PagedKVCache(KVCache):
         """The ``cache.kv.memory`` setting."""
         return self._config.memory
 
+    def capacity(self, shape: KVShape) -> int:
+        """Return how many tokens the store of this shape allocates room for: whole blocks."""
+        return self._num_blocks(shape) * self._config.block_size
+
     def ledger(self, shape: KVShape) -> KVLedger:
         """Return the counting half."""
         from pluribus_caches.kv.paged_ledger import PagedLedger
