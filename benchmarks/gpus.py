@@ -127,7 +127,9 @@ def measure(model: str, split: Sequence[str], repeats: int) -> Result:
 def step_ms(measurement: Measurement) -> float:
     """Return the median time from token to token."""
     courses = measurement.courses
-    return 1000 * statistics.median([(c.last - c.first) / (c.num_tokens - 1) for c in courses])
+    return 1000 * float(
+        statistics.median([(c.last - c.first) / (c.num_tokens - 1) for c in courses])
+    )
 
 
 def planned(overrides: Sequence[str]) -> float:
