@@ -16,6 +16,7 @@ from pluribus.errors import ConfigError
 from pluribus.generation import Batch, Generation
 from pluribus.interfaces import (
     Batcher,
+    Capability,
     Executor,
     KVCache,
     KVShape,
@@ -192,6 +193,9 @@ def start(
     )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
     lookahead = parts.engine.lookahead
+    # A cache that nobody may join while others run takes a batch whole.
+    may_cut = Capability.JOIN in parts.kv_cache.provides
+    num_stages = parts.parallelism.share(0, parts.model.spec).num_stages
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
         ledger=ledger,
@@ -199,6 +203,7 @@ def start(
         eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
         lookahead=executor.lookahead if lookahead is None else lookahead,
+        num_parts=num_stages if may_cut else 1,
     )
 
 
@@ -206,6 +211,7 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     """Return one rank's worker, in the rank's process, having met the others."""
     import torch
 
+    from pluribus.stages import stage_of
     from pluribus.worker import Worker
 
     spec = parts.model.spec
@@ -219,11 +225,12 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
         network = parts.model.load(place, device, dtype, progress)
         shape = _kv_shape(parts, place, device, dtype)
         store = parts.kv_cache.store(shape, device, dtype)
+    join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
     if isinstance(store, DeviceKVStore):
         from pluribus.cuda.worker import CudaWorker
 
-        return CudaWorker(network, store, spec, shape, device)
-    return Worker(network, store, spec, shape, device)
+        return CudaWorker(network, store, spec, shape, device, join)
+    return Worker(network, store, spec, shape, device, join)
 
 
 def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dtype) -> KVShape:

@@ -65,7 +65,7 @@ def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
     parts = runtime.assemble(config, plugins)
     worker = runtime.start_rank(parts, lambda done, total: None, start.rank, start.rendezvous)
     while True:
-        worker.submit(steps.get())()
+        worker.submit(steps.get())  # its result is for the first rank
 
 
 def _receive(channel: Channel[FromRank, ToRank], steps: queue.SimpleQueue[Step]) -> None:
