@@ -82,11 +82,16 @@ class CountingExecutor(Executor):
 
 
 def core(
-    executor: CountingExecutor, lookahead: int = 0, observer: Observer | None = None
+    executor: CountingExecutor,
+    lookahead: int = 0,
+    observer: Observer | None = None,
+    num_parts: int = 1,
 ) -> EngineCore:
     ledger = RoomFor(executor.kv_shape.num_tokens)
     batcher = BucketBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
-    return EngineCore(batcher, ledger, executor, (EOS,), observer or Observer(), lookahead)
+    return EngineCore(
+        batcher, ledger, executor, (EOS,), observer or Observer(), lookahead, num_parts
+    )
 
 
 def ask(id_: int, *, length: int = 3, ends_at: int = 0, **params: Any) -> Generation:

@@ -40,8 +40,17 @@ def decoder(
     tp: TensorParallel | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> OPTDecoder:
-    """Return our decoder on the CPU, filled."""
-    place = whole(config.num_hidden_layers, tp)
+    """Return our decoder on the CPU, all layers of it, filled."""
+    return decoder_at(whole(config.num_hidden_layers, tp), config, tensors, dtype)
+
+
+def decoder_at(
+    place: Place,
+    config: OPTConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> OPTDecoder:
+    """Return what a rank holds of our decoder on the CPU, filled."""
     network = OPTDecoder.empty(config, place, torch.device("cpu"), dtype)
     for parameter in network.parameters():
         parameter.fill_(math.nan)  # what stays unfilled must not matter
