@@ -156,7 +156,12 @@ def test_what_has_arrived_is_let_go() -> None:
 
 def admission(slot: int, prompt: tuple[int, ...]) -> Admission:
     return Admission(
-        slot=slot, prompt=prompt, max_length=30, params=GREEDY, banned=(), placement=()
+        slot=slot,
+        prompt=prompt,
+        max_length=30,
+        params=replace(GREEDY, logprobs=5),
+        banned=(),
+        placement=(),
     )
 
 
@@ -169,10 +174,13 @@ def test_a_token_that_comes_late_is_not_written_over_who_has_moved_in() -> None:
         executor.submit(Step(1, (0,), (admission(0, after),), (part,)))
         late()
         rest = Row(0, 4, len(after) - 4, samples=True)
-        [token] = executor.submit(Step(2, (), (), (rest,)))().tokens
-    worker = alone("pre-norm")
+        [told] = executor.submit(Step(2, (), (), (rest,)))().logprobs
     row = Row(0, 0, len(after), samples=True)
-    assert (token,) == worker.submit(Step(0, (), (admission(0, after),), (row,)))().tokens
+    step = Step(0, (), (admission(0, after),), (row,))
+    [wanted] = alone("pre-norm").submit(step)().logprobs
+    assert told is not None
+    assert wanted is not None
+    assert_told_alike([told], [wanted])
 
 
 class Begun:
