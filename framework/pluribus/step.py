@@ -54,7 +54,8 @@ class Step:
     """One step, the same on every rank: first evict, then admit, then run the rows.
 
     ``number`` counts from 0; changes and rows apply at exactly this step. The engine has the
-    results of the first ``num_read`` steps: whatever these have sent from rank to rank is there.
+    results of the first ``num_read`` steps: what ranks sent each other for them can be taken in
+    without waiting for anybody, and need not be kept.
 
     Rows of one token that sample may run several times over: in each of the ``passes`` but the
     first, every row computes the token that it sampled in the one before.

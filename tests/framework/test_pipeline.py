@@ -21,11 +21,9 @@ SPLITS = {
     "tensor-3": ("parallel=tensor", "parallel.size=3", *CHUNKS),
     "tensor-4": ("parallel=tensor", "parallel.size=4", *CHUNKS),
     "pipeline-2": ("parallel=pipeline", *CHUNKS),
-    "pipeline-3": ("parallel=pipeline", "parallel.size=3", *CHUNKS),
-    "hybrid-2x2": ("parallel=hybrid", *CHUNKS),
-    "pipeline-2 fair": ("parallel=pipeline", "batcher=fair", "engine.lookahead=1"),
+    "pipeline-3 fair": ("parallel=pipeline", "parallel.size=3", "batcher=fair"),
+    "hybrid-2x2": ("parallel=hybrid", "engine.lookahead=1", *CHUNKS),
     "pipeline-2 bucket contiguous": ("parallel=pipeline", "batcher=bucket", "cache/kv=contiguous"),
-    "hybrid-2x2 bucket": ("parallel=hybrid", "batcher=bucket"),
 }
 
 PROMPTS = [
@@ -35,7 +33,7 @@ PROMPTS = [
     "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals,",
     "A",
 ]
-GREEDY = SamplingParams(max_tokens=24, temperature=0)
+GREEDY = SamplingParams(max_tokens=16, temperature=0)
 PARAMS = [
     GREEDY,
     SamplingParams(max_tokens=30, seed=11),
@@ -44,12 +42,12 @@ PARAMS = [
     replace(GREEDY, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.2),
     replace(GREEDY, logprobs=4, prompt_logprobs=2),
     replace(GREEDY, max_tokens=0, prompt_logprobs=0),
-    replace(GREEDY, max_tokens=60, stop=(" the",)),  # the engine is told to cancel
+    replace(GREEDY, max_tokens=40, stop=(" the",)),  # the engine is told to cancel
     replace(GREEDY, ignore_eos=True, stop_token_ids=(17,)),
     replace(GREEDY, min_tokens=12, logit_bias=((15, -5.0),)),
     replace(GREEDY, max_tokens=1),
 ]
-ASKED = [(PROMPTS[index % len(PROMPTS)], params) for index, params in enumerate(PARAMS * 2)]
+ASKED = [(PROMPTS[index * 3 % len(PROMPTS)], params) for index, params in enumerate(PARAMS)]
 
 
 def answers(engine: Engine) -> list[Completion]:
