@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pluribus import config as conf
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.errors import ConfigError
 from pluribus.generation import Batch, Generation
 from pluribus.interfaces import (
     Batcher,
-    Capability,
     Executor,
     KVCache,
     KVShape,
@@ -193,8 +193,6 @@ def start(
     )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
     lookahead = parts.engine.lookahead
-    # A cache that nobody may join while others run takes a batch whole.
-    may_cut = Capability.JOIN in parts.kv_cache.provides
     num_stages = parts.parallelism.share(0, parts.model.spec).num_stages
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
@@ -203,7 +201,7 @@ def start(
         eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
         lookahead=executor.lookahead if lookahead is None else lookahead,
-        num_parts=num_stages if may_cut else 1,
+        rotation=Rotation(num_stages, parts.kv_cache.provides),
     )
 
 

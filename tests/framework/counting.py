@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pluribus import (
+    Capability,
     Executor,
     Generation,
     KVShape,
@@ -17,6 +18,7 @@ from pluribus import (
     TokenLogprobs,
 )
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.testing import RoomFor
 from pluribus_batchers.bucket import BucketBatcher, BucketConfig
 
@@ -89,8 +91,9 @@ def core(
 ) -> EngineCore:
     ledger = RoomFor(executor.kv_shape.num_tokens)
     batcher = BucketBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
+    rotation = Rotation(num_parts, frozenset(Capability))
     return EngineCore(
-        batcher, ledger, executor, (EOS,), observer or Observer(), lookahead, num_parts
+        batcher, ledger, executor, (EOS,), observer or Observer(), lookahead, rotation
     )
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pluribus import Completion, Engine, SamplingParams
+from pluribus.engine.rotation import SHORTEST_PIECE
 from pluribus.generation import TokenLogprobs
 
 SMALL = ("cache.kv.memory=64MiB", "batcher.max_batch_size=5")
@@ -47,7 +48,9 @@ PARAMS = [
     replace(GREEDY, min_tokens=12, logit_bias=((15, -5.0),)),
     replace(GREEDY, max_tokens=1),
 ]
+LONG = " ".join(PROMPTS) * 12  # long enough to be at several stages at once
 ASKED = [(PROMPTS[index * 3 % len(PROMPTS)], params) for index, params in enumerate(PARAMS)]
+ASKED.append((LONG, replace(GREEDY, logprobs=1, prompt_logprobs=1)))
 
 
 def answers(engine: Engine) -> list[Completion]:
@@ -58,7 +61,9 @@ def answers(engine: Engine) -> list[Completion]:
 @pytest.fixture(scope="module")
 def expected() -> list[Completion]:
     with Engine(*SMALL) as engine:
-        return answers(engine)
+        expected = answers(engine)
+    assert len(expected[-1].prompt_tokens) > 2 * SHORTEST_PIECE
+    return expected
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from random import Random
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.counting import CountingExecutor, ask, core
-from pluribus import Batch, Generation, Step, StepResult
-from pluribus.engine.rotation import Rotation
+from pluribus import Batch, Capability, Generation, Step, StepResult
+from pluribus.engine.rotation import SHORTEST_PIECE, Rotation
 from pluribus.testing import RoomFor, generation
+from pluribus_batchers.bucket import BucketBatcher, BucketConfig
+
+EVERYTHING = frozenset(Capability)
 
 
 def members(parts: list[Batch]) -> list[set[int]]:
@@ -24,17 +28,40 @@ def even(parts: list[Batch]) -> bool:
     return max(sizes) - min(sizes) <= 1
 
 
-counts = st.lists(st.integers(1, 300), min_size=1, max_size=20)
+counts = st.lists(st.integers(1, 1500), min_size=1, max_size=20)
+without_chunks = st.sampled_from([EVERYTHING, {Capability.JOIN}])
 
 
-@given(counts, st.integers(1, 5))
-def test_parts_are_the_batch(counts: list[int], num_parts: int) -> None:
+@given(counts, st.integers(1, 5), without_chunks)
+def test_parts_are_the_batch(
+    counts: list[int], num_parts: int, provides: Collection[Capability]
+) -> None:
     batch = Batch({generation(index): count for index, count in enumerate(counts)})
-    parts = Rotation(num_parts).cut(batch)
+    parts = Rotation(num_parts, provides).cut(batch)
     assert 1 <= len(parts) <= num_parts
-    assert all(len(part) for part in parts)
-    assert sum(len(part) for part in parts) == len(batch)
-    assert {g: n for part in parts for g, n in part.num_tokens.items()} == batch.num_tokens
+    assert all(part.num_tokens for part in parts)
+    assert all(count > 0 for part in parts for count in part.num_tokens.values())
+    sums: Counter[Generation] = Counter()
+    for part in parts:
+        sums.update(part.num_tokens)
+    assert sums == batch.num_tokens
+    if Capability.CHUNK not in provides:
+        assert sum(len(part) for part in parts) == len(batch)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5))
+def test_a_long_prompt_is_at_several_stages_and_a_short_one_is_not(
+    count: int, num_parts: int
+) -> None:
+    parts = Rotation(num_parts, EVERYTHING).cut(Batch({generation(): count}))
+    lengths = [sum(part.num_tokens.values()) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+    assert len(parts) == max(1, min(num_parts, count // SHORTEST_PIECE))
+
+
+def test_a_cache_that_nobody_may_join_takes_a_batch_whole() -> None:
+    batch = Batch({generation(index): 1000 for index in range(8)})
+    assert Rotation(4, frozenset()).cut(batch) == [batch]
 
 
 @given(counts, st.integers(2, 5))
@@ -42,19 +69,20 @@ def test_no_part_is_longer_than_a_fair_one_and_one_generation(
     counts: list[int], num_parts: int
 ) -> None:
     batch = Batch({generation(index): count for index, count in enumerate(counts)})
-    longest = max(sum(part.num_tokens.values()) for part in Rotation(num_parts).cut(batch))
+    parts = Rotation(num_parts, {Capability.JOIN}).cut(batch)
+    longest = max(sum(part.num_tokens.values()) for part in parts)
     assert longest <= sum(counts) / min(num_parts, len(counts)) + max(counts)
 
 
 @given(st.integers(1, 16), st.integers(2, 5))
 def test_as_many_generations_as_parts_or_more_leave_no_part_out(count: int, num: int) -> None:
-    parts = Rotation(num).cut(Batch({generation(index): 1 for index in range(count)}))
+    parts = Rotation(num, EVERYTHING).cut(Batch({generation(index): 1 for index in range(count)}))
     assert len(parts) == min(count, num)
     assert even(parts)
 
 
 def test_generations_keep_their_part_while_parts_stay_even() -> None:
-    rotation = Rotation(3)
+    rotation = Rotation(3, EVERYTHING)
     generations = [generation(index) for index in range(9)]
     first = rotation.cut(Batch(dict.fromkeys(generations, 1)))
     again = rotation.cut(Batch(dict.fromkeys(generations[::-1], 1)))
@@ -67,7 +95,7 @@ def test_generations_keep_their_part_while_parts_stay_even() -> None:
 
 
 def test_a_part_that_has_emptied_is_filled_from_the_others() -> None:
-    rotation = Rotation(2)
+    rotation = Rotation(2, EVERYTHING)
     generations = [generation(index) for index in range(8)]
     first = rotation.cut(Batch(dict.fromkeys(generations, 1)))
     left = dict.fromkeys(first[1].num_tokens, 1)
@@ -120,6 +148,28 @@ def test_one_generation_alone_runs_as_if_there_were_no_parts() -> None:
         engine.step()
     assert executor.events == [
         ("submit", 0), ("read", 0), ("submit", 1), ("read", 1), ("submit", 2), ("read", 2),
+    ]  # fmt: skip
+
+
+class ChunkBatcher(BucketBatcher):
+    """Computes prompts two tokens at a time."""
+
+    def next_batch(self) -> Batch | None:
+        batch = super().next_batch()
+        return batch and Batch({g: min(n, 2) for g, n in batch.num_tokens.items()})
+
+
+def test_a_chunk_that_samples_nothing_is_not_waited_for() -> None:
+    executor = NotingExecutor()
+    engine = core(executor, num_parts=3)
+    engine.batcher = ChunkBatcher(BucketConfig(), engine.ledger)
+    engine.add(ask(1, length=8, max_tokens=2))
+    while engine.has_work:
+        engine.step()
+    assert executor.events == [
+        ("submit", 0), ("submit", 1), ("submit", 2), ("read", 0),
+        ("submit", 3), ("read", 1), ("read", 2), ("read", 3),
+        ("submit", 4), ("read", 4),
     ]  # fmt: skip
 
 

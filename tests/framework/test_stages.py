@@ -18,8 +18,9 @@ from framework.staged import PATIENCE, StagedExecutor
 from framework.test_worker import SHAPE, SPEC
 from opt.reading import decoder_at
 from opt.variants import VARIANTS, architecture, canonical, hugging_face
-from pluribus import Generation, SamplingParams, TokenLogprobs
+from pluribus import Capability, Generation, SamplingParams, TokenLogprobs
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.interfaces import Executor, KVStore, ModelSpec, Network, Place, Share
 from pluribus.parallel.group import TensorParallel
 from pluribus.step import Admission, Row, Step
@@ -72,7 +73,8 @@ def core(
     ledger = RoomFor(SHAPE.num_tokens)
     config = ContinuousConfig(max_batch_size=SHAPE.num_slots, max_batch_tokens=max_tokens)
     batcher = ContinuousBatcher(config, ledger)
-    return EngineCore(batcher, ledger, executor, (2,), Observer(), lookahead, num_parts)
+    rotation = Rotation(num_parts, frozenset(Capability))
+    return EngineCore(batcher, ledger, executor, (2,), Observer(), lookahead, rotation)
 
 
 def ask_everything(engine: EngineCore) -> list[Generation]:

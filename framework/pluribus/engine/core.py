@@ -56,10 +56,10 @@ class Running:
 class EngineCore:
     """Drives generations from their prompt to their end. Belongs to one thread.
 
-    A batch is cut into ``num_parts``, a step each, so that the stages of a pipeline have one to
-    work on each: while the last of them is under way, the first comes back and goes on. Steps are
-    planned from counts alone, so ``lookahead`` of them more may be under way before the tokens of
-    the first are known.
+    A batch is cut into parts, a step each, so that every stage of a pipeline has one to work on:
+    while the last of them is under way, the first comes back and goes on. Steps are planned from
+    counts alone, so ``lookahead`` of them more may be under way before the tokens of the first are
+    known.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EngineCore:
         eos_token_ids: tuple[int, ...],
         observer: Observer,
         lookahead: int = 0,
-        num_parts: int = 1,
+        rotation: Rotation | None = None,
     ) -> None:
         self.batcher = batcher
         self.ledger = ledger
@@ -78,7 +78,7 @@ class EngineCore:
         self.eos_token_ids = eos_token_ids
         self.observer = observer
         self.lookahead = lookahead
-        self.rotation = Rotation(num_parts)
+        self.rotation = rotation or Rotation(num_stages=1, provides=())
         self.num_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
@@ -166,7 +166,7 @@ class EngineCore:
         if batch is None:
             return None
         self._parts.extend(self.rotation.cut(batch))
-        self._max_under_way = self.lookahead + len(self._parts) - 1
+        self._max_under_way = self.lookahead + self.rotation.most_under_way(batch, self._parts)
         return self._parts.popleft()
 
     def _submit(self, batch: Batch) -> StepUnderWay:
