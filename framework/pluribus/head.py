@@ -22,12 +22,15 @@ class Head:
     Args:
         logits: of some rows of what the last layer returns, [num_rows, vocab_size].
         state: of the slots; what is chosen is written into their texts.
+        sampler: chooses.
     """
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], state: SlotState) -> None:
+    def __init__(
+        self, logits: Callable[[Tensor], Tensor], state: SlotState, sampler: Sampler
+    ) -> None:
         self._whole_logits = logits
         self._state = state
-        self._sampler = Sampler(state)
+        self._sampler = sampler
 
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
         """Return what comes of a step whose last layer returns ``hidden``."""

@@ -14,7 +14,7 @@ from pluribus.interfaces import TokenLayout
 from pluribus.sampling import Logprobs
 from pluribus.sampling.logprobs import Receive
 from pluribus.slots import SlotState
-from pluribus.step import Row, Step, StepResult
+from pluribus.step import Row, StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +113,14 @@ class LogitsPlan:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A step as a rank runs it.
+    """Rows as a rank runs them.
 
     Attributes:
-        step: what the engine sent.
         plan: what logits are computed for.
         layout: where the tokens sit.
         positions: theirs; 0 for padding, int64, [num_tokens].
     """
 
-    step: Step
     plan: LogitsPlan
     layout: TokenLayout
     positions: Tensor

@@ -225,9 +225,12 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
         store = parts.kv_cache.store(shape, device, dtype)
     join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
     if isinstance(store, DeviceKVStore):
+        from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
 
-        return CudaWorker(network, store, spec, shape, device, join)
+        if place.ring is None:
+            return CudaWorker(network, store, spec, shape, device)
+        return CudaStageWorker(network, store, spec, shape, device, join)
     return Worker(network, store, spec, shape, device, join)
 
 

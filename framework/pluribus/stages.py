@@ -22,20 +22,22 @@ from pluribus.interfaces import Place
 from pluribus.logits_plan import Outcome, Task
 from pluribus.parallel.ring import Ring
 from pluribus.slots import SlotState
-from pluribus.step import StepResult
+from pluribus.step import Step, StepResult
 
+Embed = Callable[[Task], Tensor]
 Finish = Callable[[Task, Tensor], Outcome]
+Result = Callable[[], StepResult]
 
 
 class Stage(ABC):
     """A rank's place among the stages. Each step enters and leaves once, in order."""
 
     @abstractmethod
-    def enter(self, task: Task, embed: Callable[[Task], Tensor]) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Return what this rank's first layer takes, [num_tokens, hidden_size]."""
 
     @abstractmethod
-    def leave(self, task: Task, hidden: Tensor, finish: Finish) -> Callable[[], StepResult]:
+    def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Take what its last layer returns; return what waits for the result of the step.
 
         The result is whole on the first and on the last stage, and empty between them.
@@ -45,11 +47,11 @@ class Stage(ABC):
 class OnlyStage(Stage):
     """All layers on one rank, or shared by all ranks."""
 
-    def enter(self, task: Task, embed: Callable[[Task], Tensor]) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Embed the tokens."""
         return embed(task)
 
-    def leave(self, task: Task, hidden: Tensor, finish: Finish) -> Callable[[], StepResult]:
+    def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Choose the next ones."""
         return finish(task, hidden).read
 
@@ -58,6 +60,7 @@ class OnlyStage(Stage):
 class Awaited:
     """A step whose outcome is still to come from the last stage, or has."""
 
+    number: int
     task: Task
     outcome: Outcome | None = None
 
@@ -78,9 +81,8 @@ class FirstStage(Stage):
         self._admitted: dict[int, int] = {}
         self._sampled: dict[int, int] = {}
 
-    def enter(self, task: Task, embed: Callable[[Task], Tensor]) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Wait for the tokens that the step begins from, and embed them."""
-        step = task.step
         self._ring.outlet.settle(step.num_read)
         for admission in step.admitted:
             self._admitted[admission.slot] = step.number
@@ -89,33 +91,32 @@ class FirstStage(Stage):
         self._receive_before(max(needed + 1, step.num_read))
         return embed(task)
 
-    def leave(self, task: Task, hidden: Tensor, finish: Finish) -> Callable[[], StepResult]:
+    def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Send the step on; its result will come from the last stage."""
-        number = task.step.number
-        self._ring.outlet.send(hidden, number)
-        self._sampled.update(dict.fromkeys(task.plan.owners, number))
-        awaited = Awaited(task)
+        self._ring.outlet.send(hidden, step.number)
+        self._sampled.update(dict.fromkeys(task.plan.owners, step.number))
+        awaited = Awaited(step.number, task)
         self._awaited.append(awaited)
         return partial(self._result, awaited)
 
     def _result(self, awaited: Awaited) -> StepResult:
-        self._receive_before(awaited.task.step.number + 1)
+        self._receive_before(awaited.number + 1)
         assert awaited.outcome is not None
         return awaited.outcome.read()
 
     def _receive_before(self, number: int) -> None:
         """Take in the outcomes of all steps before this one."""
-        while self._awaited and self._awaited[0].task.step.number < number:
+        while self._awaited and self._awaited[0].number < number:
             awaited = self._awaited.popleft()
-            plan = awaited.task.plan
-            awaited.outcome = Outcome.receive(plan, self._ring.inlet.receive)
-            self._write(awaited.task, awaited.outcome.tokens)
+            outcome = Outcome.receive(awaited.task.plan, self._ring.inlet.receive)
+            awaited.outcome = outcome
+            self._write(awaited, outcome.tokens)
 
-    def _write(self, task: Task, tokens: Tensor) -> None:
+    def _write(self, awaited: Awaited, tokens: Tensor) -> None:
         """Put tokens into their slots' texts, unless somebody else has moved in since."""
-        number, plan = task.step.number, task.plan
+        task, plan = awaited.task, awaited.task.plan
         ends = plan.ends(task.layout)
-        rows = [r for r, slot in enumerate(plan.owners) if self._admitted[slot] <= number]
+        rows = [r for r, slot in enumerate(plan.owners) if self._admitted[slot] <= awaited.number]
         if len(rows) < len(plan.owners):
             index = torch.tensor(rows, dtype=torch.int64, device=tokens.device)
             ends, tokens = ends[index], tokens[index]
@@ -135,9 +136,9 @@ class LaterStage(Stage):
         self._hidden_size = hidden_size
         self._dtype = dtype
 
-    def enter(self, task: Task, embed: Callable[[Task], Tensor]) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Wait for the stage before."""
-        self._ring.outlet.settle(task.step.num_read)
+        self._ring.outlet.settle(step.num_read)
         shape = (len(task.positions), self._hidden_size)
         return self._ring.inlet.receive(shape, self._dtype)
 
@@ -145,20 +146,20 @@ class LaterStage(Stage):
 class MiddleStage(LaterStage):
     """Hands on what it computes."""
 
-    def leave(self, task: Task, hidden: Tensor, finish: Finish) -> Callable[[], StepResult]:
+    def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Send the step on."""
-        self._ring.outlet.send(hidden, task.step.number)
+        self._ring.outlet.send(hidden, step.number)
         return _nothing
 
 
 class LastStage(LaterStage):
     """Chooses tokens and tells the first stage."""
 
-    def leave(self, task: Task, hidden: Tensor, finish: Finish) -> Callable[[], StepResult]:
+    def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Finish the step and send back what came of it."""
         outcome = finish(task, hidden)
         for x in outcome.tensors():
-            self._ring.outlet.send(x, task.step.number)
+            self._ring.outlet.send(x, step.number)
         return outcome.read
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pluribus.head import Head
 from pluribus.interfaces import Executor, KVShape, KVStore, ModelSpec, Network
-from pluribus.logits_plan import LogitsPlan, Task
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
+from pluribus.sampler import Sampler
 from pluribus.slots import SlotState
 from pluribus.stages import OnlyStage, Stage
-from pluribus.step import Step, StepResult
+from pluribus.step import Row, Step, StepResult
+
+Join = Callable[[SlotState], Stage]
+"""Returns a rank's place among a pipeline's stages, given the state of its slots."""
+
+
+def stay_alone(state: SlotState) -> Stage:
+    """Be the only stage."""
+    return OnlyStage()
 
 
 class Worker(Executor):
@@ -24,7 +33,7 @@ class Worker(Executor):
         spec: the whole model.
         shape: the store's.
         device: where everything is.
-        join: given the state of the slots, returns this rank's place among a pipeline's stages.
+        join: tells it its place among a pipeline's stages.
     """
 
     def __init__(
@@ -34,14 +43,15 @@ class Worker(Executor):
         spec: ModelSpec,
         shape: KVShape,
         device: torch.device,
-        join: Callable[[SlotState], Stage] = lambda state: OnlyStage(),
+        join: Join = stay_alone,
     ) -> None:
         self.network = network
         self.store = store
         self.spec = spec
         self.shape = shape
-        self.state = SlotState(shape, spec.num_token_ids, device)
-        self.head = Head(network.logits, self.state)
+        self.device = device
+        self.state, self.sampler = self._make_state()
+        self.head = Head(network.logits, self.state, self.sampler)
         self.stage = join(self.state)
 
     @property
@@ -56,15 +66,29 @@ class Worker(Executor):
         for admission in step.admitted:
             self.state.admit(admission)
             self.store.admit(admission)
-        layout = self.store.begin(step.rows)
-        task = Task(
-            step, LogitsPlan.of(step.rows, self.state), layout, layout.positions.clamp_min(0)
-        )
-        hidden = self.network(self.stage.enter(task, self._embed), self.store)
-        return self.stage.leave(task, hidden, self.head.finish)
+        return self._pass_through(step)
 
     def shutdown(self) -> None:
         """Nothing outlives this object."""
+
+    def _make_state(self) -> tuple[SlotState, Sampler]:
+        state = SlotState(self.shape, self.spec.num_token_ids, self.device)
+        return state, Sampler(state)
+
+    def _pass_through(self, step: Step) -> Callable[[], StepResult]:
+        """Run the rows of a step, from where it enters this rank to where it leaves."""
+        task = self._task(step.rows)
+        x = self.stage.enter(step, task, self._embed)
+        return self.stage.leave(step, task, self.network(x, self.store), self.head.finish)
+
+    def _run(self, rows: Sequence[Row]) -> Outcome:
+        """Run rows where this rank has all there is to run."""
+        task = self._task(rows)
+        return self.head.finish(task, self.network(self._embed(task), self.store))
+
+    def _task(self, rows: Sequence[Row]) -> Task:
+        layout = self.store.begin(rows)
+        return Task(LogitsPlan.of(rows, self.state), layout, layout.positions.clamp_min(0))
 
     def _embed(self, task: Task) -> Tensor:
         tokens = self.state.tokens[task.layout.slots, task.positions]

@@ -16,7 +16,7 @@ from pluribus.engine.rotation import SHORTEST_PIECE
 from pluribus.generation import TokenLogprobs
 
 SMALL = ("cache.kv.memory=64MiB", "batcher.max_batch_size=5")
-CHUNKS = ("batcher.max_batch_tokens=24", "cache.kv.block_size=4")
+CHUNKS = ("batcher.max_batch_tokens=64", "cache.kv.block_size=4")
 SPLITS = {
     "tensor-2": ("parallel=tensor", *CHUNKS),
     "tensor-3": ("parallel=tensor", "parallel.size=3", *CHUNKS),

@@ -162,7 +162,7 @@ def admission(slot: int, prompt: tuple[int, ...]) -> Admission:
         prompt=prompt,
         max_length=30,
         params=replace(GREEDY, logprobs=5),
-        banned=(),
+        ends=(),
         placement=(),
     )
 
