@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,8 @@ from pluribus.engine.core import EngineCore, Observer
 from pluribus.engine.rotation import Rotation
 from pluribus.interfaces import Executor, KVStore, ModelSpec, Network, Place, Share
 from pluribus.parallel.group import TensorParallel
-from pluribus.step import Admission, Row, Step
+from pluribus.parallel.rank import run_steps
+from pluribus.step import Admission, Row, Step, StepResult
 from pluribus.testing import RoomFor
 from pluribus.testing.reference import ReferenceKVStore
 from pluribus.worker import Worker
@@ -183,6 +185,43 @@ def test_a_token_that_comes_late_is_not_written_over_who_has_moved_in() -> None:
     assert told is not None
     assert wanted is not None
     assert_told_alike([told], [wanted])
+
+
+class Steps(queue.SimpleQueue[Step]):
+    """Gives some steps at once, has no more for a while, and then ends."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._left = [Step(number, (), (), ()) for number in range(num_steps)]
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Step:
+        if self._left:
+            return self._left.pop(0)
+        if timeout is None:
+            raise EOFError
+        raise queue.Empty
+
+
+def test_a_rank_reads_nothing_while_there_are_steps_and_the_last_one_then() -> None:
+    events: list[tuple[str, int]] = []
+
+    class Noting(Executor):
+        kv_shape = SHAPE
+
+        def submit(self, step: Step) -> Callable[[], StepResult]:
+            events.append(("submit", step.number))
+
+            def read() -> StepResult:
+                events.append(("read", step.number))
+                return StepResult(())
+
+            return read
+
+        def shutdown(self) -> None:
+            """Nothing to stop."""
+
+    with pytest.raises(EOFError):
+        run_steps(Noting(), Steps(3))
+    assert events == [("submit", 0), ("submit", 1), ("submit", 2), ("read", 2)]
 
 
 class Begun:
