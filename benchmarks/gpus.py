@@ -140,7 +140,7 @@ def planned(overrides: Sequence[str]) -> float:
     )
     if not done.stdout:
         raise PluribusError(done.stderr)
-    return max(rank["total"] for rank in json.loads(done.stdout)["ranks"]) / GIBIBYTE
+    return float(max(rank["total"] for rank in json.loads(done.stdout)["ranks"])) / GIBIBYTE
 
 
 def memory_in_use() -> list[int]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pluribus import config as conf
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.errors import ConfigError
 from pluribus.generation import Batch, Generation
 from pluribus.interfaces import (
@@ -48,6 +49,8 @@ from pluribus.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
+    from pluribus.worker import Join
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +246,7 @@ def start(
     )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
     lookahead = parts.engine.lookahead
+    num_stages = parts.parallelism.share(0, parts.model.spec).num_stages
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
         ledger=ledger,
@@ -250,6 +254,7 @@ def start(
         eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
         lookahead=executor.lookahead if lookahead is None else lookahead,
+        rotation=Rotation(num_stages, parts.kv_cache.provides),
     )
 
 
@@ -258,6 +263,7 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     import torch
 
     from pluribus.plan.measure import Meter
+    from pluribus.stages import stage_of
 
     spec = parts.model.spec
     device = _device(parts.device, rank)
@@ -273,21 +279,30 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
         shape = _kv_shape(parts, needs, device)
         store = parts.kv_cache.store(shape, device, dtype)
         meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
-    worker = _worker(network, store, spec, shape, device)
+    join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
+    worker = _worker(network, store, spec, shape, device, join if place.ring else None)
     logger.info("rank %d on %s: %s", rank, device, meter.report(needs.work))
     return worker
 
 
 def _worker(
-    network: Network, store: KVStore, spec: ModelSpec, shape: KVShape, device: torch.device
+    network: Network,
+    store: KVStore,
+    spec: ModelSpec,
+    shape: KVShape,
+    device: torch.device,
+    join: Join | None,
 ) -> Executor:
     if isinstance(store, DeviceKVStore):
+        from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
 
-        return CudaWorker(network, store, spec, shape, device)
-    from pluribus.worker import Worker
+        if join is None:
+            return CudaWorker(network, store, spec, shape, device)
+        return CudaStageWorker(network, store, spec, shape, device, join)
+    from pluribus.worker import Worker, stay_alone
 
-    return Worker(network, store, spec, shape, device)
+    return Worker(network, store, spec, shape, device, join or stay_alone)
 
 
 def _kv_shape(parts: Parts, needs: Demand, device: torch.device) -> KVShape:

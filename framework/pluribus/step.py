@@ -53,7 +53,9 @@ class Row:
 class Step:
     """One step, the same on every rank: first evict, then admit, then run the rows.
 
-    ``number`` counts from 0; changes and rows apply at exactly this step.
+    ``number`` counts from 0; changes and rows apply at exactly this step. The engine has the
+    results of the first ``num_read`` steps: what ranks sent each other for them can be taken in
+    without waiting for anybody, and need not be kept.
 
     Rows of one token that sample may run several times over: in each of the ``passes`` but the
     first, every row computes the token that it sampled in the one before.
@@ -64,6 +66,7 @@ class Step:
     admitted: tuple[Admission, ...]
     rows: tuple[Row, ...]
     passes: int = 1
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)

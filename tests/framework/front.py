@@ -28,6 +28,8 @@ SPEC = ModelSpec(
     pad_token_id=1,
     dtype="float32",
     num_parameters=0,
+    num_layer_parameters=1,
+    num_head_parameters=1,
 )
 
 

@@ -14,6 +14,7 @@ from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.sampler import CudaSampler
+from pluribus.cuda.stage import make_state
 from pluribus.cuda.state import CudaSlotState
 from pluribus.interfaces import KVShape, ModelSpec, Network
 from pluribus.interfaces.device_store import DeviceKVStore
@@ -29,6 +30,9 @@ Result = Callable[[], StepResult]
 class CudaWorker(Worker):
     """Runs steps as they are submitted, none waiting for the result of another."""
 
+    state: CudaSlotState
+    sampler: CudaSampler
+
     def __init__(
         self,
         network: Network,
@@ -41,8 +45,6 @@ class CudaWorker(Worker):
         started = time.monotonic()
         self._device = device
         self._device_store = store
-        self.state: CudaSlotState = CudaSlotState(shape, spec.num_token_ids, device)
-        self.sampler: CudaSampler = CudaSampler(self.state)
         parts = (network, store, self.state, self.sampler, device)
         with torch.inference_mode():
             self._decoding = Decoding(*parts)
@@ -69,6 +71,9 @@ class CudaWorker(Worker):
             self.store.admit(admission)
         self._device_store.flush()
         return self._run_all(step.rows, step.passes)
+
+    def _make_state(self) -> tuple[CudaSlotState, CudaSampler]:
+        return make_state(self.shape, self.spec, self.device)
 
     def _run_all(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows, each in the way that suits it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pluribus.engine.messages import Output, Stats, Timing
 from pluribus.engine.plan import check_plan, check_repeats
+from pluribus.engine.rotation import Rotation
 from pluribus.errors import RequestError
 from pluribus.generation import Batch, FinishReason, Generation, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
@@ -55,8 +56,10 @@ class Running:
 class EngineCore:
     """Drives generations from their prompt to their end. Belongs to one thread.
 
-    Steps are planned from counts alone, so up to ``lookahead`` of them may be under way
-    before the tokens of the first are known.
+    A batch is cut into parts, a step each, so that every stage of a pipeline has one to work on:
+    while the last of them is under way, the first comes back and goes on. Steps are planned from
+    counts alone, so ``lookahead`` of them more may be under way before the tokens of the first are
+    known.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class EngineCore:
         eos_token_ids: tuple[int, ...],
         observer: Observer,
         lookahead: int = 0,
+        rotation: Rotation | None = None,
     ) -> None:
         self.batcher = batcher
         self.ledger = ledger
@@ -74,11 +78,14 @@ class EngineCore:
         self.eos_token_ids = eos_token_ids
         self.observer = observer
         self.lookahead = lookahead
+        self.rotation = rotation or Rotation(num_stages=1, provides=())
         self.num_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._last_step = (0, 0, 0.0)
+        self._parts: deque[Batch] = deque()
         self._under_way: deque[StepUnderWay] = deque()
+        self._max_under_way = lookahead
         self._free_slots = list(reversed(range(executor.kv_shape.num_slots)))
         self._evicted: list[int] = []
         self._running: dict[Generation, Running] = {}
@@ -110,17 +117,10 @@ class EngineCore:
         Raises:
             PluginError: the batcher breaks its contract.
         """
-        batch = self.batcher.next_batch()
-        check_plan(
-            self.batcher,
-            batch,
-            self._running,
-            num_free_slots=len(self._free_slots),
-            is_idle=not self._under_way,
-        )
-        if batch is not None:
-            self._under_way.append(self._submit(batch))
-        if self._under_way and (batch is None or len(self._under_way) > self.lookahead):
+        part = self._next_part() if len(self._under_way) <= self._max_under_way else None
+        if part is not None:
+            self._under_way.append(self._submit(part))
+        if self._under_way and (part is None or len(self._under_way) > self._max_under_way):
             return self._update(self._under_way.popleft())
         return []
 
@@ -148,12 +148,34 @@ class EngineCore:
             step_seconds=step_seconds,
         )
 
+    def _next_part(self) -> Batch | None:
+        """Return what to run next: of the batch at hand, or of the next one."""
+        while self._parts:
+            part = self._parts.popleft().num_tokens
+            # Who has ended since the batch was planned is not running any more.
+            if left := {g: count for g, count in part.items() if g in self._running}:
+                return Batch(left)
+        batch = self.batcher.next_batch()
+        check_plan(
+            self.batcher,
+            batch,
+            self._running,
+            num_free_slots=len(self._free_slots),
+            is_idle=not self._under_way,
+        )
+        if batch is None:
+            return None
+        self._parts.extend(self.rotation.cut(batch))
+        self._max_under_way = self.lookahead + self.rotation.most_under_way(batch, self._parts)
+        return self._parts.popleft()
+
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
         passes = self._passes(batch)
         admitted = tuple(self._admit(g) for g in batch.num_tokens if g.slot is None)
         rows = tuple(self._advance(g, count, passes) for g, count in batch.num_tokens.items())
-        step = Step(self.num_steps, evicted, admitted, rows, passes)
+        num_read = self.num_steps - len(self._under_way)
+        step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
         submitted = time.monotonic()
         return StepUnderWay(batch, rows, passes, self.executor.submit(step), submitted)

@@ -34,6 +34,8 @@ class ModelSpec:
         pad_token_id: fills the rows of a left-padded batch.
         dtype: the checkpoint's, e.g. ``"float16"``.
         num_parameters: of the whole network.
+        num_layer_parameters: of one layer of the decoder.
+        num_head_parameters: of the product with the vocabulary that gives the logits.
         notes: said with every answer, e.g. that the weights are random.
     """
 
@@ -49,6 +51,8 @@ class ModelSpec:
     pad_token_id: int
     dtype: str
     num_parameters: int
+    num_layer_parameters: int
+    num_head_parameters: int
     notes: tuple[str, ...] = ()
 
 

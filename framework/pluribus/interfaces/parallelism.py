@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from pluribus.parallel.group import TensorParallel
+    from pluribus.parallel.ring import Ring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,12 @@ class Place:
     Attributes:
         share: what it holds.
         tensor: its tensor-parallel group: who shares its layers.
+        ring: the stages before and after its own; None where one stage has all layers.
     """
 
     share: Share
     tensor: TensorParallel
+    ring: Ring | None = None
 
 
 class Parallelism(ABC):

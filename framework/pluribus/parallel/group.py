@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus.interfaces.parallelism import Share
 from pluribus.spans import even_span
 
 TIMEOUT = timedelta(minutes=10)
@@ -16,12 +18,10 @@ TIMEOUT = timedelta(minutes=10)
 noticed by whoever watches their processes, much sooner."""
 
 
-def meet(
-    rank: int, world_size: int, device: torch.device, rendezvous: str
-) -> dist.ProcessGroup | None:
-    """Join the group of all ranks and return it; None where there is but one."""
+def meet(rank: int, world_size: int, device: torch.device, rendezvous: str) -> None:
+    """Join the group of all ranks, where there is more than one."""
     if world_size == 1:
-        return None
+        return
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=rendezvous,
@@ -29,7 +29,23 @@ def meet(
         world_size=world_size,
         timeout=TIMEOUT,
     )
-    return dist.group.WORLD
+
+
+def new_group(ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    """Make a group of some ranks; every rank calls it, for all groups in the same order."""
+    group: dist.ProcessGroup | None = dist.new_group(ranks=list(ranks), timeout=TIMEOUT)
+    return group
+
+
+def tensor_group(share: Share) -> TensorParallel:
+    """Join the ranks that share this rank's layers; every rank calls it at the same time."""
+    size, group = share.tensor_size, None
+    if size > 1 and share.num_stages == 1:
+        group = dist.group.WORLD
+    elif size > 1:
+        stages = [range(stage * size, (stage + 1) * size) for stage in range(share.num_stages)]
+        group = [new_group(ranks) for ranks in stages][share.stage]
+    return TensorParallel(share.tensor_rank, size, group)
 
 
 def smallest(value: int, device: torch.device) -> int:

@@ -42,6 +42,8 @@ class OPTBlueprint:
             pad_token_id=architecture.pad_token_id,
             dtype=architecture.dtype,
             num_parameters=architecture.num_parameters,
+            num_layer_parameters=architecture.num_layer_parameters,
+            num_head_parameters=architecture.num_head_parameters,
             notes=("random weights: model.checkpoint=random",) if self.is_random else (),
         )
 
