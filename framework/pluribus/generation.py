@@ -15,7 +15,7 @@ MAX_INT = 2**31 - 1
 MAX_LOGPROBS = 100
 """How many of the likeliest ids can be told for each token."""
 MAX_IDS = 300
-"""How many ids ``logit_bias`` and ``stop_token_ids`` may each name: all slots make room for them."""
+"""How many ids ``logit_bias`` and ``stop_token_ids`` may each name: every slot makes room."""
 
 
 class FinishReason(StrEnum):

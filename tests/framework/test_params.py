@@ -82,7 +82,7 @@ def test_a_bias_out_of_range_names_its_id() -> None:
 @pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
 def test_no_request_makes_the_table_of_biases_as_wide_as_it_likes(name: str) -> None:
     many: Any = range(MAX_IDS + 1)
-    ids = {id_: 1.0 for id_ in many} if name == "logit_bias" else [*many]
+    ids = dict.fromkeys(many, 1.0) if name == "logit_bias" else [*many]
     assert refusal(**{name: ids}) == f"{name} may name 300 ids, got 301"
     fewer = dict.fromkeys(range(MAX_IDS), 1.0) if name == "logit_bias" else [*range(MAX_IDS)]
     assert len(getattr(SamplingParams(**{name: fewer}), name)) == MAX_IDS
