@@ -17,14 +17,15 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool)
     No row depends, to the last bit, on how many others there are.
     """
     activation = "relu" if relu else "none"
-    pieces = [_product(piece, weight, bias, activation) for piece in x.split(_pieces(len(x)))]
+    parts = torch.split(x, _pieces(len(x)))
+    pieces = [_product(part, weight, bias, activation) for part in parts]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def packed(weight: Tensor) -> Tensor:
     """Return a copy of a matrix that ``ops.linear`` is fast with, or itself if there is none."""
-    can_pack = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if not can_pack or weight.dtype != torch.float32 or not weight.numel():
+    can_pack = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel()
+    if not can_pack or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return weight
     copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
     return copy

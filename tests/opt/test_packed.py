@@ -47,7 +47,8 @@ def test_only_float32_is_packed(dtype: torch.dtype) -> None:
 
 
 def test_a_rank_with_no_share_of_a_layer_adds_nothing() -> None:
-    assert torch.equal(linear(torch.empty(5, 0), packed(torch.empty(8, 0)), None), torch.zeros(5, 8))
+    product = linear(torch.empty(5, 0), packed(torch.empty(8, 0)), None)
+    assert torch.equal(product, torch.zeros(5, 8))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
