@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pluribus.generation import SamplingParams, TokenLogprobs
 
@@ -34,8 +35,7 @@ class Admission:
     placement: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Compute ``num_tokens`` tokens of ``slot``, from position ``start``.
 
     ``samples`` says that they reach the end of what is known, so that a token follows;

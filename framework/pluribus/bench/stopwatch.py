@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ForwardPass:
-    """When the network began a step and when it gave its last logits; performance counter."""
+    """When the network began a step and when it gave its last logits; performance counter.
+
+    ``choosing`` is the seconds after that in which tokens were chosen from logits.
+    """
 
     started: float
     ended: float
+    choosing: float = 0.0
 
 
 class TimedNetwork(Network):

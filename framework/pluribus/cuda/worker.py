@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from enum import Enum, auto
 
 import torch
@@ -102,7 +101,7 @@ class CudaWorker(Worker):
     def _launch(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows as any worker does, once for each pass."""
         arrivals = [
-            self._on_its_way(self._run([replace(row, start=row.start + at) for row in rows]))
+            self._on_its_way(self._run([row._replace(start=row.start + at) for row in rows]))
             for at in range(passes)
         ]
         return lambda: _joined([read() for read in arrivals])

@@ -41,10 +41,12 @@ class StepUnderWay:
 class Running:
     """What the engine keeps of a generation beside the generation itself.
 
-    Times are seconds on the monotonic clock; the steps counted are those it took part in.
+    Times are seconds on the monotonic clock; the steps counted are those it took part in;
+    ``ends`` are the ids that end it.
     """
 
     arrived: float
+    ends: tuple[int, ...]
     num_reported: int = 0
     has_reported_prompt: bool = False
     started: float = 0.0
@@ -109,7 +111,9 @@ class EngineCore:
                 param="max_tokens",
             )
         self.batcher.add(generation)
-        self._running[generation] = Running(arrived=time.monotonic())
+        params = generation.params
+        ends = params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
+        self._running[generation] = Running(arrived=time.monotonic(), ends=ends)
 
     def step(self) -> list[Output]:
         """Schedule, run, update; return what generations have gained.
@@ -194,7 +198,8 @@ class EngineCore:
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
-        self._running[generation].started = time.monotonic()
+        running = self._running[generation]
+        running.started = time.monotonic()
         self._num_prompt_tokens += len(generation.prompt)
         self._num_cached_tokens += generation.num_cached
         params = generation.params
@@ -204,37 +209,29 @@ class EngineCore:
             prompt=generation.prompt,
             max_length=generation.max_length,
             params=params,
-            ends=self._ends(generation),
+            ends=running.ends,
             placement=self.ledger.placement(generation),
         )
 
-    def _ends(self, generation: Generation) -> tuple[int, ...]:
-        """Return the ids that end a generation."""
-        params = generation.params
-        return params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
-
     def _advance(self, generation: Generation, num_tokens: int, passes: int) -> Row:
-        start = generation.num_scheduled
-        assert generation.slot is not None
-        scheduled = start + num_tokens + passes - 1
-        generation.num_scheduled = (
-            min(scheduled, generation.max_length - 1) if passes > 1 else scheduled
-        )
+        slot, start = generation.slot, generation.num_scheduled
+        assert slot is not None
+        end = start + num_tokens + passes - 1
+        if passes > 1:
+            end = min(end, generation.max_length - 1)
+        generation.num_scheduled = end
+        length = len(generation.prompt)
+        if start >= length:
+            return Row(slot, start, num_tokens, samples=True)
         self.ledger.advance(generation)
-        in_prompt = start < len(generation.prompt)
-        return Row(
-            generation.slot,
-            start,
-            num_tokens,
-            samples=generation.num_scheduled >= len(generation.prompt),
-            scores=in_prompt and generation.params.prompt_logprobs is not None,
-        )
+        scores = generation.params.prompt_logprobs is not None
+        return Row(slot, start, num_tokens, end >= length, scores)
 
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
         seconds = time.monotonic() - step.submitted
-        num_tokens = step.passes * sum(row.num_tokens for row in step.rows)
-        self._last_step = (len(step.rows), num_tokens, seconds)
+        num_rows, num_tokens = len(step.rows), sum(step.batch.num_tokens.values())
+        self._last_step = (num_rows, step.passes * num_tokens, seconds)
         outputs = []
         at, scores = 0, iter(result.scores)
         for generation, row in zip(step.batch.num_tokens, step.rows, strict=True):
@@ -245,8 +242,9 @@ class EngineCore:
             if running is None:
                 continue
             running.num_steps += step.passes
-            running.num_companions += step.passes * len(step.rows)
-            generation.prompt_logprobs += scored
+            running.num_companions += step.passes * num_rows
+            if scored:
+                generation.prompt_logprobs += scored
             if row.samples:
                 self._append(generation, running, result, sampled)
                 outputs.append(self._output(generation, running))
@@ -261,19 +259,23 @@ class EngineCore:
             generation.finish_reason = FinishReason.LENGTH
         else:
             logprobs = result.logprobs[index] if result.logprobs else None
-            self._extend(generation, result.tokens[index], logprobs)
+            self._extend(generation, running, result.tokens[index], logprobs)
         if generation.finish_reason is not None:
             self.finish(generation)
             self.observer.generation_finished(generation)
 
     def _extend(
-        self, generation: Generation, tokens: Sequence[int], logprobs: TokenLogprobs | None
+        self,
+        generation: Generation,
+        running: Running,
+        tokens: Sequence[int],
+        logprobs: TokenLogprobs | None,
     ) -> None:
         """Take tokens; one that ends the answer is no part of it, but told with logprobs."""
         if logprobs is not None:
             generation.logprobs.append(logprobs)
         tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
-        for end in self._ends(generation):
+        for end in running.ends:
             if end in tokens:
                 tokens = tokens[: tokens.index(end)]
                 generation.finish_reason = FinishReason.STOP

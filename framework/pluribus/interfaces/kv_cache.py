@@ -89,7 +89,7 @@ class KVLedger(ABC):
         """Return what the store must know of a reservation."""
 
     def advance(self, generation: Generation) -> None:  # noqa: B027 - most have nothing to do
-        """Note that ``generation.num_scheduled`` has grown: the step that computes is planned."""
+        """Note that more of the prompt, up to ``num_scheduled``, is computed by a planned step."""
 
     @abstractmethod
     def release(self, generation: Generation) -> None:

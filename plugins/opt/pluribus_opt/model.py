@@ -102,6 +102,7 @@ class OPTModel(Model):
 
         decoder = OPTDecoder.empty(self._architecture, place, device, dtype)
         self._source.open(self._architecture).read_into(list(decoder.parts()), progress)
+        decoder.pack()
         return decoder
 
     @classmethod
