@@ -51,16 +51,7 @@ class Engine:
         plugins = discover()
         plugins.check()
         conf.add_search_paths(plugins.search_paths)
-        self._start(conf.load("serve", overrides), plugins)
-
-    @classmethod
-    def from_config(cls, config: DictConfig, plugins: Plugins) -> Engine:
-        """Return an engine for a configuration that is already composed."""
-        engine = cls.__new__(cls)
-        engine._start(config, plugins)
-        return engine
-
-    def _start(self, config: DictConfig, plugins: Plugins) -> None:
+        config = conf.load("serve", overrides)
         parts = replace(runtime.assemble(config, plugins), queue=UNBOUNDED)
         self.service = Service(parts, plugins, _host(parts, plugins))
         self._loop = asyncio.new_event_loop()
