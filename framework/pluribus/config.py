@@ -134,21 +134,36 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def section(config: DictConfig, where: str, schema: type[T]) -> T:
+def section(config: DictConfig, where: str, schema: type[T], shared: type[Any] | None = None) -> T:
     """Return the section at ``where``, less ``name``, as a checked ``schema``.
 
     Args:
         config: the whole configuration.
         where: dotted path of the section, e.g. ``cache.kv``.
         schema: a dataclass; its ``__post_init__`` may refuse values.
+        shared: a dataclass whose settings are in the section too, and not for ``schema``.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a missing or a refused value.
     """
-    settings = ", ".join(f"{where}.{field.name}" for field in fields(schema))  # type: ignore[arg-type]
+    others = _names(shared) if shared else []
+    settings = ", ".join(f"{where}.{name}" for name in [*_names(schema), *others])
     values = _mapping(config, where, f"its settings are {settings}")
-    values.pop("name", None)
+    for name in ("name", *others):
+        values.pop(name, None)
     return _checked(values, f"{where}.", schema)
+
+
+def shared_settings(config: DictConfig, where: str, schema: type[T]) -> T:
+    """Return what ``schema``, a dataclass, has fields for in the section at ``where``, checked.
+
+    Raises:
+        ConfigError: a wrong type or a refused value.
+    """
+    settings = ", ".join(f"{where}.{name}" for name in _names(schema))
+    values = _mapping(config, where, f"its settings are {settings}")
+    chosen = {name: values[name] for name in _names(schema) if name in values}
+    return _checked(chosen, f"{where}.", schema)
 
 
 def pick(config: DictConfig, schema: type[T]) -> T:
@@ -157,8 +172,11 @@ def pick(config: DictConfig, schema: type[T]) -> T:
     Raises:
         ConfigError: a wrong type, a missing or a refused value.
     """
-    names = [field.name for field in fields(schema)]  # type: ignore[arg-type]
-    return _checked({name: config[name] for name in names}, "", schema)
+    return _checked({name: config[name] for name in _names(schema)}, "", schema)
+
+
+def _names(schema: type[Any]) -> list[str]:
+    return [field.name for field in fields(schema)]
 
 
 def _checked(values: dict[str, Any], prefix: str, schema: type[T]) -> T:

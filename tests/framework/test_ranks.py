@@ -61,7 +61,7 @@ def test_a_lost_rank_is_noticed_and_nobody_notices(engine: Engine, how: signal.S
     [answer] = engine.generate("Once upon a time", LONG)
     loser.join()
     assert answer.tokens == expected.tokens
-    assert engine.service.supervisor.num_restarts == 1
+    assert engine.service.fleet.num_restarts == 1
     assert not left
     assert len(ranks(engine)) == 2
 
