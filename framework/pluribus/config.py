@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from pluribus.config_files import config_dir as config_dir
 from pluribus.config_files import config_groups
 from pluribus.errors import ConfigError, PluribusError
+from pluribus.replicas import ReplicaConfig
 
 T = TypeVar("T")
 
+SHARED: Mapping[str, type[Any]] = {"parallel": ReplicaConfig}
+"""Settings that every choice of a group has, and that are no plugin's."""
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises when overrides and choices make no configuration."""
 _NO_SUCH_KEY = (ConfigKeyError, ConfigAttributeError)
@@ -134,19 +137,18 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def section(config: DictConfig, where: str, schema: type[T], shared: type[Any] | None = None) -> T:
-    """Return the section at ``where``, less ``name``, as a checked ``schema``.
+def section(config: DictConfig, where: str, schema: type[T]) -> T:
+    """Return the section at ``where``, less ``name`` and ``SHARED``, as a checked ``schema``.
 
     Args:
         config: the whole configuration.
         where: dotted path of the section, e.g. ``cache.kv``.
         schema: a dataclass; its ``__post_init__`` may refuse values.
-        shared: a dataclass whose settings are in the section too, and not for ``schema``.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a missing or a refused value.
     """
-    others = _names(shared) if shared else []
+    others = _names(SHARED[where]) if where in SHARED else []
     settings = ", ".join(f"{where}.{name}" for name in [*_names(schema), *others])
     values = _mapping(config, where, f"its settings are {settings}")
     for name in ("name", *others):
@@ -154,16 +156,15 @@ def section(config: DictConfig, where: str, schema: type[T], shared: type[Any] |
     return _checked(values, f"{where}.", schema)
 
 
-def shared_settings(config: DictConfig, where: str, schema: type[T]) -> T:
-    """Return what ``schema``, a dataclass, has fields for in the section at ``where``, checked.
+def replicas(config: DictConfig) -> ReplicaConfig:
+    """Return the replicas' settings, checked.
 
     Raises:
         ConfigError: a wrong type or a refused value.
     """
-    settings = ", ".join(f"{where}.{name}" for name in _names(schema))
-    values = _mapping(config, where, f"its settings are {settings}")
-    chosen = {name: values[name] for name in _names(schema) if name in values}
-    return _checked(chosen, f"{where}.", schema)
+    values = _mapping(config, "parallel", "its settings are parallel.replicas and its kind's")
+    chosen = {name: values[name] for name in _names(ReplicaConfig) if name in values}
+    return _checked(chosen, "parallel.", ReplicaConfig)
 
 
 def pick(config: DictConfig, schema: type[T]) -> T:

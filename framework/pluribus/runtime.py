@@ -154,7 +154,7 @@ def assemble(config: DictConfig, plugins: Plugins) -> Parts:
         engine=conf.section(config, "engine", EngineConfig),
         device=one_of(config, "device", DEVICES),
         dtype=one_of(config, "dtype", DTYPES),
-        replicas=conf.shared_settings(config, PARALLELISM.section, ReplicaConfig),
+        replicas=conf.replicas(config),
         model=_make(config, plugins, MODEL),
         config=OmegaConf.to_yaml(config, resolve=True),
     )
@@ -346,8 +346,7 @@ def _choose(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> tuple[type[T
     name = conf.choice(config, kind.section)
     cls = plugins.find(kind, name)
     with plugins.blaming(kind, name):
-        shared = ReplicaConfig if kind.section == PARALLELISM.section else None
-        return cls, conf.section(config, kind.section, cls.Config, shared)  # type: ignore[attr-defined]
+        return cls, conf.section(config, kind.section, cls.Config)  # type: ignore[attr-defined]
 
 
 def _make(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> T:
