@@ -268,6 +268,8 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     device = _device(parts.device, parts.replicas.replica * num_ranks + rank)
     if device.type == "cpu":
         _share_processors(num_ranks * parts.replicas.replicas)
+    else:
+        torch.cuda.set_device(device)  # Triton and graphs know no other
     dtype = getattr(torch, parts.outline.dtype_on(device.type))
     needs = demand(parts.outline, rank, device.type)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
