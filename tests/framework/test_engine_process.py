@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import sys
 import pytest
 
 from pluribus.engine.channel import Channel, ChannelClosed
+from pluribus.engine.client import ProcessHost
 from pluribus.engine.messages import PROTOCOL_VERSION, Died, FromEngine, FromFront, Start
+from pluribus.terminal import companions
 
 STARTER = """
 import subprocess, sys
@@ -45,3 +48,18 @@ def test_last_words_are_heard() -> None:
     with pytest.raises(ChannelClosed):
         front.receive(block=False)
     front.close()
+
+
+def test_an_engine_is_ended_once_by_however_many() -> None:
+    """By whoever found it silent, and by whoever found its socket closed."""
+
+    async def life() -> None:
+        host = ProcessHost("")
+        client = await host.start()
+        assert host.pid in companions
+        await asyncio.gather(host.kill(), host.kill())
+        assert host.pid is None
+        client.close()
+
+    asyncio.run(life())
+    assert not companions

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -13,7 +15,7 @@ from server.server_process import Server, real_server
 from server.talking import LONG, ask, is_gone, metric, status, streaming, until
 
 PROMPTS = ["Once upon a time", "The old man", "A cat", "In the forest", "Tom said", "One day"]
-QUESTIONS = [LONG | {"prompt": prompt, "max_tokens": 250} for prompt in PROMPTS]
+QUESTIONS = [LONG | {"prompt": prompt, "max_tokens": 200} for prompt in PROMPTS]
 
 
 def await_both(server: Server) -> str:
@@ -34,19 +36,19 @@ def text_of(events: list[dict[str, Any]]) -> str:
 def test_a_killed_engine_is_nothing_to_another_and_what_it_had_not_shown_goes_there() -> None:
     with real_server("parallel.replicas=2", "device=cpu") as server, ThreadPoolExecutor(12) as pool:
         url = await_both(server)
-        expected = [ask(url, question) for question in QUESTIONS]
-        unseen = [question | {"max_tokens": 249} for question in QUESTIONS]
+        expected = list(pool.map(partial(ask, url), QUESTIONS))
+        unseen = [question | {"max_tokens": 20} for question in QUESTIONS]
         engine = server.engines()[0]
         with ExitStack() as stack:
             streams = [stack.enter_context(streaming(url, each)) for each in QUESTIONS]
             for stream in streams:
                 stream.await_text()
+            engine.suspend()
+            time.sleep(0.2)  # for what it had said before
             num_shown = load(url, 0)
             assert 0 < num_shown < len(streams)
-            engine.suspend()
             answers = [pool.submit(ask, url, question) for question in unseen]
-            until(lambda: load(url, 0) + load(url, 1) == len(streams) + len(unseen))
-            assert load(url, 0) > num_shown
+            until(lambda: load(url, 0) > num_shown)
             engine.kill()
             endings = [list(stream.events()) for stream in streams]
         errors = [events[-1]["error"] for events in endings if "error" in events[-1]]
@@ -59,7 +61,7 @@ def test_a_killed_engine_is_nothing_to_another_and_what_it_had_not_shown_goes_th
         assert status(url, "/readyz") == 200
         until(lambda: metric(url, r'replicas\{state="ready"\}') == 2)
         assert metric(url, "engine_restarts_total") == 1
-        assert [ask(url, question) for question in QUESTIONS] == expected
+        assert list(pool.map(partial(ask, url), QUESTIONS)) == expected
 
 
 def test_one_that_is_given_up_leaves_a_service_that_is_ready_and_the_last_ends_it() -> None:

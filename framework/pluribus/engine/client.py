@@ -96,11 +96,13 @@ class ProcessHost(EngineHost):
         return client
 
     async def kill(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
-            companions.discard(self._process.pid)
+        if (process := self._process) is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        companions.discard(process.pid)
+        if self._process is process:  # whoever found it silent may have waited for it as well
             self._process = None
 
 
