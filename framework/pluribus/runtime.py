@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ from pluribus.plugins import (
     Kind,
     Plugins,
 )
+from pluribus.replicas import ALONE, ReplicaConfig
 from pluribus.units import format_bytes
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ class Parts:
     device: str
     dtype: str
     config: str
+    replicas: ReplicaConfig = ALONE
 
     @property
     def outline(self) -> Outline:
@@ -154,6 +157,7 @@ def assemble(config: DictConfig, plugins: Plugins) -> Parts:
         engine=conf.section(config, "engine", EngineConfig),
         device=one_of(config, "device", DEVICES),
         dtype=one_of(config, "dtype", DTYPES),
+        replicas=conf.replicas(config),
         model=_make(config, plugins, MODEL),
         config=OmegaConf.to_yaml(config, resolve=True),
     )
@@ -266,7 +270,12 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     from pluribus.stages import stage_of
 
     spec = parts.model.spec
-    device = _device(parts.device, rank)
+    num_ranks = parts.parallelism.world_size
+    device = _device(parts.device, parts.replicas.replica * num_ranks + rank)
+    if device.type == "cpu":
+        _share_processors(num_ranks * parts.replicas.replicas)
+    else:
+        torch.cuda.set_device(device)  # Triton and graphs know no other
     dtype = getattr(torch, parts.outline.dtype_on(device.type))
     needs = demand(parts.outline, rank, device.type)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
@@ -309,7 +318,8 @@ def _kv_shape(parts: Parts, needs: Demand, device: torch.device) -> KVShape:
     from pluribus.parallel.group import smallest
 
     outline, max_length = parts.outline, parts.model.spec.max_length
-    num_sharing = parts.parallelism.world_size if device.type == "cpu" else 1
+    num_ranks = parts.parallelism.world_size * parts.replicas.replicas
+    num_sharing = num_ranks if device.type == "cpu" else 1
     smallest(0, device)  # NCCL takes its memory at the first collective: it is not free
     free = free_memory(device) // num_sharing
     room = find_room(outline, needs, device_type=device.type, where=str(device), free=free)
@@ -326,17 +336,27 @@ def _kv_shape(parts: Parts, needs: Demand, device: torch.device) -> KVShape:
     return kv_shape(outline, needs, num_tokens)
 
 
-def _device(setting: str, rank: int) -> torch.device:
+def _share_processors(num_sharing: int) -> None:
+    """Let all ranks on this host compute at once, where nothing else says how."""
+    import torch
+
+    if num_sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_sharing))
+
+
+def _device(setting: str, index: int) -> torch.device:
+    """Return a device, ``index`` counted over the ranks of all replicas."""
     import torch
 
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if rank >= torch.cuda.device_count():
+    if index >= torch.cuda.device_count():
         raise ConfigError(
-            f"device={setting}: rank {rank} needs CUDA device {rank}, and torch sees "
-            f"{torch.cuda.device_count()} here; choose device=cpu or a smaller parallel.size"
+            f"device={setting}: a rank needs CUDA device {index}, and torch sees "
+            f"{torch.cuda.device_count()} here; choose device=cpu, a smaller parallel.size or "
+            "fewer parallel.replicas"
         )
-    return torch.device("cuda", rank)
+    return torch.device("cuda", index)
 
 
 def _choose(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> tuple[type[T], Any]:

@@ -114,5 +114,5 @@ def test_a_lost_stage_is_noticed_and_nobody_notices(expected: list[Completion]) 
         given = answers(engine)
         loser.join()
         assert [one.tokens for one in given] == [one.tokens for one in expected]
-        assert engine.service.supervisor.num_restarts == 1
+        assert engine.service.fleet.num_restarts == 1
         assert not left

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import re
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pluribus import ConfigError, Engine, EngineError, SamplingParams
+from framework.counting import CountingExecutor
+from pluribus import ConfigError, Engine, EngineError, Executor, SamplingParams
+from pluribus.parallel.ranks import RankProcesses
 
 LONG = SamplingParams(max_tokens=300, temperature=0, ignore_eos=True)
 
@@ -29,15 +32,15 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def test_nothing_is_left_behind() -> None:
-    before = set(Path(tempfile.gettempdir()).glob("pluribus-*"))
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with Engine("parallel=tensor", "cache.kv.memory=64MiB") as engine:
         processes = psutil.Process().children(recursive=True)
         assert len(ranks(engine)) == 1
     gone, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
     assert len(gone) == 2
-    assert set(Path(tempfile.gettempdir()).glob("pluribus-*")) == before
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -58,7 +61,7 @@ def test_a_lost_rank_is_noticed_and_nobody_notices(engine: Engine, how: signal.S
     [answer] = engine.generate("Once upon a time", LONG)
     loser.join()
     assert answer.tokens == expected.tokens
-    assert engine.service.supervisor.num_restarts == 1
+    assert engine.service.fleet.num_restarts == 1
     assert not left
     assert len(ranks(engine)) == 2
 
@@ -79,3 +82,33 @@ def test_more_ranks_than_heads_are_refused() -> None:
 def test_a_rank_that_cannot_start_is_an_error_not_a_wait() -> None:
     with pytest.raises(EngineError, match="CUDA device"):
         Engine("parallel=tensor", "device=cuda")
+
+
+def test_a_rank_may_be_slow_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no reason to start over, which would make it busier."""
+    monkeypatch.setattr("pluribus.parallel.ranks.SILENCE", 0.5)
+    losses: list[str] = []
+
+    def start_rank(rank: int, rendezvous: str) -> Executor:
+        [process] = psutil.Process().children()
+        process.suspend()
+        time.sleep(1.5)
+        assert not losses
+        return CountingExecutor()
+
+    ranks = RankProcesses(start_rank, "", 2, losses.append)
+    ranks.shutdown()
+    assert not psutil.Process().children()
+
+
+def test_a_rank_that_raises_is_ended_and_its_reason_told() -> None:
+    losses: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reasons: list[str] = []
+
+    def start_rank(rank: int, rendezvous: str) -> Executor:
+        reasons.append(losses.get(timeout=60))
+        return CountingExecutor()
+
+    ranks = RankProcesses(start_rank, "server: nonsense", 2, losses.put)
+    ranks.shutdown()
+    assert re.match(r"rank 1 died: ConfigError: .*server", reasons[0])

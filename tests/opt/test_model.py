@@ -169,6 +169,29 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path, content: str
         make("random", config=str(path))
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("x" * 300, "File name too long"),
+        ("~nosuchuser/x", "Could not determine home directory"),
+        ("/dev/zero", "there is no such file"),
+    ],
+    ids=["long name", "no such user", "device"],
+)
+def test_what_can_be_no_config_file_is_refused_by_its_setting(path: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.config={path}: .*{why}"):
+        make("random", config=path)
+
+
+def test_what_goes_in_front_is_the_tokenizers_to_say(folder: Path) -> None:
+    """The config.json of OPT's first release has 0 for the id of what its tokenizer calls 2."""
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "bos_token_id": 0}))
+    assert make(folder).tokenizer().encode("Hi")[0] == 2
+    (folder / "tokenizer_config.json").unlink()
+    assert make(folder).tokenizer().encode("Hi")[0] == 0
+
+
 def test_the_checkpoints_own_tokenizer_is_used(folder: Path) -> None:
     ids = make(folder).tokenizer().encode("Hi")
     assert ids[0] == 2

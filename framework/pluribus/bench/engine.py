@@ -116,6 +116,11 @@ class BenchEngine:
 
     def __init__(self, config: DictConfig, plugins: Plugins) -> None:
         self.parts = runtime.assemble(config, plugins)
+        if (num_replicas := self.parts.replicas.replicas) > 1:
+            raise ConfigError(
+                f"parallel.replicas={num_replicas}: bench measures one engine; "
+                "choose parallel.replicas=1"
+            )
         self._bos = self.parts.model.tokenizer().encode("")
         self._passes: list[ForwardPass] = []
         self._host = _host(self.parts, plugins, self._passes)

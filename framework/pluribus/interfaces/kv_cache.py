@@ -154,6 +154,11 @@ class KVCache(ABC):
         """Return how many tokens the store of this shape allocates room for."""
         return shape.num_tokens
 
+    @property
+    def prefix_block_size(self) -> int:
+        """Tokens of the blocks in which known beginnings of prompts are reused; 0: none are."""
+        return 0
+
     @abstractmethod
     def ledger(self, shape: KVShape) -> KVLedger:
         """Return the counting half."""

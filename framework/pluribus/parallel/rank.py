@@ -12,6 +12,7 @@ import queue
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from pluribus import config as conf
 from pluribus import runtime
 from pluribus.engine.channel import Channel, ChannelClosed
 from pluribus.engine.process import die_with_the_parent
+from pluribus.errors import PluribusError
 from pluribus.interfaces import Executor
 from pluribus.logs import configure_logging
 from pluribus.parallel.ranks import (
@@ -51,14 +53,23 @@ def main() -> None:
     assert isinstance(start, StartRank)
     assert start.protocol == RANK_PROTOCOL_VERSION, f"protocol {start.protocol}"
     steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(channel, steps), daemon=True).start()
+    receiver = threading.Thread(target=_receive, args=(channel, steps), daemon=True)
+    receiver.start()
     threading.Thread(target=_beat, args=(channel,), daemon=True).start()
     try:
         _run(start, steps)
     except BaseException as error:
+        # A collective fails here too when another rank ends. Whether that is worth a word is for
+        # the first rank to say, which ends this one; if it is gone itself, _receive does.
         with contextlib.suppress(ChannelClosed):
-            channel.send(RankDied(f"{type(error).__name__}: {' '.join(str(error).split())}"))
-        raise
+            channel.send(_last_words(error))
+        receiver.join()
+
+
+def _last_words(error: BaseException) -> RankDied:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    is_bug = not isinstance(error, PluribusError)
+    return RankDied(reason, "".join(traceback.format_exception(error)) if is_bug else "")
 
 
 def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:

@@ -33,6 +33,8 @@ RANK_PROTOCOL_VERSION = 1
 SECONDS_BETWEEN_BEATS = 0.5
 SILENCE = 4.0
 """Seconds without a beat after which a rank is taken to be dead."""
+SILENCE_WHILE_LOADING = 60.0
+"""The same until all ranks have met: on a busy machine, importing torch alone takes long."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +63,10 @@ class RankBeat(RankMessage, frozen=True):
 
 
 class RankDied(RankMessage, frozen=True):
-    """Other rank: the last message, if it can still be sent."""
+    """Other rank: the last message, if it can still be sent; with a traceback for a bug."""
 
     reason: str
+    traceback: str
 
 
 ToRank = StartRank | RunStep
@@ -90,6 +93,8 @@ class RankProcesses(Executor):
     ) -> None:
         self._fail = fail
         self._is_ending = False
+        self._silence = SILENCE_WHILE_LOADING
+        self._met = time.monotonic()
         self._folder = Path(tempfile.mkdtemp(prefix="pluribus-"))
         rendezvous = f"file://{self._folder}/rendezvous"
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -99,6 +104,8 @@ class RankProcesses(Executor):
         self._watcher = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
         self._watcher.start()
         self._first = start_rank(0, rendezvous)
+        self._met = time.monotonic()
+        self._silence = SILENCE
         # Everybody has met: whatever happens later leaves nothing behind.
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -128,6 +135,8 @@ class RankProcesses(Executor):
         for process in self._processes:
             process.wait()
         self._watcher.join()
+        for channel in self._channels:
+            channel.close()
         self._first.shutdown()
 
     def _spawn(self, start: StartRank) -> None:
@@ -163,12 +172,16 @@ class RankProcesses(Executor):
     def _loss(self, channel: RankChannel, is_readable: bool, heard: float) -> str | None:
         """Say why a rank is lost, or return None."""
         if not is_readable:
-            silence = time.monotonic() - heard
-            return f"has said nothing for {silence:.1f} s" if silence > SILENCE else None
+            silence = time.monotonic() - max(heard, self._met)
+            return f"has said nothing for {silence:.1f} s" if silence > self._silence else None
         with contextlib.suppress(ChannelClosed):
             messages = channel.receive(block=False)
-            deaths = [message for message in messages if isinstance(message, RankDied)]
-            return f"died: {deaths[0].reason}" if deaths else None
+            for message in messages:
+                if isinstance(message, RankDied):
+                    if message.traceback:
+                        logger.error("where a rank died:\n%s", message.traceback)
+                    return f"died: {message.reason}"
+            return None
         return "ended without a word"
 
     def _end(self, reason: str) -> None:

@@ -152,7 +152,8 @@ class OPTHead(nn.Module):
     def pack(self) -> None:
         """Store the table as products want it; see ``OPTDecoder.pack``."""
         self.tokens.pack()
-        if self._stored is not None:  # nobody looks up rows in it
+        if self._stored is not None and self.tokens.packed is not None:
+            # Nobody looks up rows in it.
             self.tokens.weight = nn.Parameter(self.tokens.packed, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ EPSILON = 1e-5
 class Linear(nn.Module):
     """A product with this rank's share of a matrix, ``weight``."""
 
+    weight: nn.Parameter
+
     def pack(self) -> None:
         """Store the weight as products want it; ``parts`` is of no use from then on."""
         self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
