@@ -151,9 +151,7 @@ class OPTHead(nn.Module):
 
     def pack(self) -> None:
         """Store the table as products want it; see ``OPTDecoder.pack``."""
-        self.tokens.pack()
-        if self._stored is not None:  # nobody looks up rows in it
-            self.tokens.weight = nn.Parameter(self.tokens.packed, requires_grad=False)
+        self.tokens.pack(is_looked_up=self._stored is None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.final_layer_norm is not None:

@@ -21,6 +21,8 @@ EPSILON = 1e-5
 class Linear(nn.Module):
     """A product with this rank's share of a matrix, ``weight``."""
 
+    weight: nn.Parameter
+
     def pack(self) -> None:
         """Store the weight as products want it; ``parts`` is of no use from then on."""
         self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
@@ -135,9 +137,11 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = _empty(shard, width)
         self.packed: Tensor | None = None
 
-    def pack(self) -> None:
-        """Keep a second copy of the table for ``logits``: rows are looked up in the first."""
+    def pack(self, *, is_looked_up: bool) -> None:
+        """Store the table as ``logits`` wants it, beside the plain one if that is needed."""
         self.packed = packed(self.weight)
+        if not is_looked_up:
+            self.weight = nn.Parameter(self.packed, requires_grad=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of ``tokens``."""
