@@ -81,12 +81,11 @@ def test_a_bias_out_of_range_names_its_id() -> None:
 
 @pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
 def test_no_request_makes_the_table_of_biases_as_wide_as_it_likes(name: str) -> None:
-    many: Any = range(MAX_IDS + 1)
-    ids = dict.fromkeys(many, 1.0) if name == "logit_bias" else [*many]
-    assert refusal(**{name: ids}) == f"{name} may name 300 ids, got 301"
-    fewer: Any = range(MAX_IDS)
-    fewer = dict.fromkeys(fewer, 1.0) if name == "logit_bias" else [*fewer]
-    assert len(getattr(SamplingParams(**{name: fewer}), name)) == MAX_IDS
+    def ids(count: int) -> Any:
+        return dict.fromkeys(range(count), 1.0) if name == "logit_bias" else [*range(count)]
+
+    assert refusal(**{name: ids(MAX_IDS + 1)}) == f"{name} may name 300 ids, got 301"
+    assert len(getattr(SamplingParams(**{name: ids(MAX_IDS)}), name)) == MAX_IDS
 
 
 def test_lists_and_mappings_are_taken_for_tuples() -> None:

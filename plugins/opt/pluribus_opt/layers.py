@@ -137,9 +137,11 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = _empty(shard, width)
         self.packed: Tensor | None = None
 
-    def pack(self) -> None:
-        """Keep a second copy of the table for ``logits``: rows are looked up in the first."""
+    def pack(self, *, is_looked_up: bool) -> None:
+        """Store the table as ``logits`` wants it, beside the plain one if that is needed."""
         self.packed = packed(self.weight)
+        if not is_looked_up:
+            self.weight = nn.Parameter(self.packed, requires_grad=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of ``tokens``."""
