@@ -151,14 +151,7 @@ class OPTHead(nn.Module):
 
     def pack(self) -> None:
         """Store the table as products want it; see ``OPTDecoder.pack``."""
-<<<<<<< HEAD
-        self.tokens.pack()
-        if self._stored is not None and self.tokens.packed is not None:
-            # Nobody looks up rows in it.
-            self.tokens.weight = nn.Parameter(self.tokens.packed, requires_grad=False)
-=======
         self.tokens.pack(is_looked_up=self._stored is None)
->>>>>>> perf
 
     def forward(self, x: Tensor) -> Tensor:
         if self.final_layer_norm is not None:
