@@ -53,7 +53,7 @@ class Decoding:
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):
-            self._graphs.capture((size, False))
+            self._capture((size, False))
 
     def run(self, slots: tuple[int, ...], passes: int) -> Callable[[], StepResult]:
         """Run passes of these slots; return a function that waits for their tokens."""
@@ -61,8 +61,7 @@ class Decoding:
         assert size is not None, f"{len(slots)} rows where there are {self._state.padding} slots"
         key = (size, self._sampler.is_ranked(slots))
         if key not in self._graphs:
-            self._ask((), size)  # capturing runs a pass, which nobody's text may see
-            self._graphs.capture(key)
+            self._capture(key)
         self._ask(slots, size)
         self._rows.counter.zero_()
         started = Arrival(self._device)
@@ -77,6 +76,12 @@ class Decoding:
             return StepResult(answers.T.tolist())
 
         return read
+
+    def _capture(self, key: tuple[int, bool]) -> None:
+        """Capture a pass; that runs one, which no text may see."""
+        self._ask((), key[0])
+        self._rows.counter.zero_()
+        self._graphs.capture(key)
 
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""

@@ -42,7 +42,8 @@ class Rows:
         asked: slots that the host has put there, [num_rows].
         slots: those, with the padding's in place of texts that are over, [num_rows].
         positions, tokens: of the token that each row computes, [num_rows].
-        answers: what came of each pass since the counter was 0, [max_passes, num_rows].
+        answers: what came of each pass since the counter was 0, [max_passes, num_rows]; of
+            any beyond those nothing is kept.
         counter: passes begun, [1].
     """
 
@@ -132,6 +133,7 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
         rows.answers,
         rows.answers.stride(0),
         rows.counter,
+        len(rows.answers),
         num_rows,
         len(texts.position) - 1,
         ROWS=triton.next_power_of_2(num_rows),
@@ -143,7 +145,7 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
 @triton.jit
 def _end_pass(
     texts, stride, position, ends, last, is_over, slots, positions, chosen, answers, answers_stride,
-    counter, num_rows, padding,
+    counter, max_passes, num_rows, padding,
     ROWS: tl.constexpr, ENDS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
@@ -153,7 +155,8 @@ def _end_pass(
     after = tl.load(positions + row, mask=is_row, other=0) + 1
     token = tl.load(chosen + row, mask=is_row, other=0)
     index = tl.load(counter) - 1
-    tl.store(answers + index * answers_stride + row, token, mask=is_row)
+    is_kept = is_row & (index < max_passes)
+    tl.store(answers + index * answers_stride + row, token, mask=is_kept)
     is_text = is_row & (slot != padding)
     tl.store(texts + slot * stride + after, token, mask=is_text)
     tl.store(position + slot, after, mask=is_text)
