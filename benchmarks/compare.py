@@ -1,0 +1,263 @@
+"""Pluribus beside vLLM on one GPU: the same requests, random weights, float16, prefix caches off.
+
+    python benchmarks/compare.py [--models opt-125m] [--tokenizer DIR] [--vllm DIR] [WORKLOAD ...]
+
+Each side runs offline in a process of its own, by turns for each model, every workload several
+times; figures are medians, the first round left out. ``--vllm`` is where vLLM is installed, beside
+which this script's own packages are found; without it only our side runs. Prints a line of JSON for
+each result, then a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b")
+SAMPLED = 0.8
+TOP_P = 0.9
+MANY_SLOTS, FEW_SLOTS = 512, 256
+
+Work = list[tuple[list[int], int]]
+"""Prompts in token ids, and how many tokens to generate after each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Medians of one side at one workload; ``best`` and ``worst`` are seconds of a round."""
+
+    side: str
+    model: str
+    workload: str
+    temperature: float
+    tokens_per_second: float
+    ms_per_token: float
+    best: float
+    worst: float
+
+
+def fixed(num_requests: int, num_prompt: int, num_output: int, seed: int) -> Work:
+    """Return requests that are all as long."""
+    rng = random.Random(seed)
+    prompts = [
+        [2, *(rng.randrange(4, 50000) for _ in range(num_prompt - 1))] for _ in range(num_requests)
+    ]
+    return [(prompt, num_output) for prompt in prompts]
+
+
+def mixed(num_requests: int, seed: int) -> Work:
+    """Return requests as uneven as people's conversations (ShareGPT)."""
+    rng = random.Random(seed)
+    work = []
+    for _ in range(num_requests):
+        num_prompt = min(1024, max(4, int(rng.lognormvariate(4.6, 1.1))))
+        num_output = min(768, max(4, int(rng.lognormvariate(4.9, 0.9))))
+        work.append(([2, *(rng.randrange(4, 50000) for _ in range(num_prompt - 1))], num_output))
+    return work
+
+
+WORKLOADS: dict[str, tuple[Callable[[int], Work], tuple[float, ...]]] = {
+    "lat1": (lambda seed: fixed(1, 32, 256, seed), (0.0, SAMPLED)),
+    "lat8": (lambda seed: fixed(8, 32, 256, seed), (0.0,)),
+    "b64": (lambda seed: fixed(64, 128, 128, seed), (0.0,)),
+    "b256": (lambda seed: fixed(256, 128, 128, seed), (0.0, SAMPLED)),
+    "mix512": (lambda seed: mixed(512, seed), (0.0,)),
+    "ttft512": (lambda seed: fixed(1, 512, 1, seed), (0.0,)),
+}
+
+Run = Callable[[Work, float], int]
+"""Answers requests at a temperature; returns how many tokens came."""
+
+
+def ours(model: str, tokenizer: str) -> Run:
+    """Return our side, loaded: the engine itself, stepped in this thread."""
+    from pluribus import SamplingParams, runtime
+    from pluribus import config as conf
+    from pluribus.generation import Generation
+    from pluribus.plugins import discover
+
+    overrides = (
+        f"model={model}",
+        "model.checkpoint=random",
+        f"model.tokenizer={tokenizer}",
+        "dtype=float16",
+        "device=cuda",
+        "cache.kv.prefix_caching=false",
+        f"batcher.max_batch_size={FEW_SLOTS if model == 'opt-6.7b' else MANY_SLOTS}",
+        "batcher.max_batch_tokens=8192",
+    )
+    plugins = discover()
+    parts = runtime.assemble(conf.load("serve", overrides), plugins)
+    core = runtime.start(parts, plugins, lambda done, total: None, sys.exit)
+
+    def run(work: Work, temperature: float) -> int:
+        for id_, (prompt, num_tokens) in enumerate(work):
+            params = SamplingParams(
+                max_tokens=num_tokens,
+                temperature=temperature,
+                top_p=TOP_P if temperature else 1.0,
+                seed=id_,
+                ignore_eos=True,
+            )
+            core.add(Generation(id=id_, prompt=tuple(prompt), params=params))
+        count = 0
+        while core.has_work:
+            count += sum(len(output.tokens) for output in core.step())
+        return count
+
+    return run
+
+
+def theirs(model: str, tokenizer: str) -> Run:
+    """Return vLLM's side, loaded."""
+    from transformers import AutoConfig
+    from vllm import LLM, SamplingParams
+
+    folder = tempfile.mkdtemp(prefix="opt-")
+    AutoConfig.for_model("opt", **_architecture(model)).save_pretrained(folder)
+    llm = LLM(
+        model=folder,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="float16",
+        max_model_len=2048,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+
+    def run(work: Work, temperature: float) -> int:
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                top_p=TOP_P if temperature else 1.0,
+                max_tokens=num_tokens,
+                ignore_eos=True,
+                detokenize=False,
+            )
+            for _, num_tokens in work
+        ]
+        prompts = [{"prompt_token_ids": prompt} for prompt, _ in work]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    return run
+
+
+def _architecture(model: str) -> dict[str, int | str]:
+    from pluribus_opt.config import SIZES
+
+    size = SIZES[model]
+    return {
+        "vocab_size": size.vocab_size,
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_hidden_layers,
+        "ffn_dim": size.ffn_dim,
+        "num_attention_heads": size.num_attention_heads,
+        "max_position_embeddings": size.max_position_embeddings,
+        "word_embed_proj_dim": size.word_embed_proj_dim,
+        "dtype": "float16",
+    }
+
+
+def measure(side: str, arguments: argparse.Namespace) -> None:
+    """Run one side's workloads in this process and print what came of them."""
+    [model] = arguments.models
+    run = (ours if side == "ours" else theirs)(model, arguments.tokenizer)
+    for name in arguments.workloads or WORKLOADS:
+        make, temperatures = WORKLOADS[name]
+        for temperature in temperatures:
+            seconds, num_tokens = [], 0
+            for round_ in range(arguments.repeats + 1):
+                work = make(round_)
+                started = time.perf_counter()
+                num_tokens = run(work, temperature)
+                seconds.append(time.perf_counter() - started)
+            middle = statistics.median(seconds[1:])
+            result = Result(
+                side=side,
+                model=model,
+                workload=name,
+                temperature=temperature,
+                tokens_per_second=round(num_tokens / middle, 1),
+                ms_per_token=round(1000 * middle / max(num for _, num in work), 3),
+                best=round(min(seconds[1:]), 4),
+                worst=round(max(seconds[1:]), 4),
+            )
+            print(json.dumps(asdict(result)), flush=True)
+
+
+def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[Result]:
+    """Run one side in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--models", model]
+    command += ["--tokenizer", arguments.tokenizer, "--repeats", str(arguments.repeats)]
+    environment = dict(os.environ)
+    if side == "vllm":
+        paths = [arguments.vllm, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run(
+        [*command, *arguments.workloads],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        print(f"{side} {model}: failed", file=sys.stderr, flush=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"side"')]
+    print("\n".join(lines), flush=True)
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """Print both sides beside each other, for people and for README.md."""
+    sides: dict[tuple[object, ...], float] = {
+        (each.side, each.model, each.workload, each.temperature): each.tokens_per_second
+        for each in results
+    }
+    print("\n| model | workload | temperature | ours tok/s | vLLM tok/s | ratio |")
+    print("|---|---|--:|--:|--:|--:|")
+    for (side, *what), mine in sides.items():
+        if side == "ours":
+            other = sides.get(("vllm", *what))
+            cells = "| |" if other is None else f"| {other:.0f} | {mine / other:.2f} x |"
+            print(f"| {' | '.join(map(str, what))} | {mine:.0f} {cells}")
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    bundled = Path(__file__).parents[1] / "plugins/opt/pluribus_opt/bundled/opt-stories-14m"
+    parser = argparse.ArgumentParser(description="Pluribus beside vLLM on one GPU.")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=" ".join(WORKLOADS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--tokenizer", default=str(bundled), help="of 50,265 ids, to be fair")
+    parser.add_argument("--vllm", help="the folder that vLLM is installed in")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, besides one to warm up")
+    parser.add_argument("--side", choices=["ours", "vllm"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.workloads) - set(WORKLOADS):
+        parser.error(
+            f"no workload is called {', '.join(unknown)}; choose of {', '.join(WORKLOADS)}"
+        )
+    if arguments.side:
+        measure(arguments.side, arguments)
+        return
+    results = []
+    for model in arguments.models:
+        results += measure_apart("ours", model, arguments)
+        if arguments.vllm:
+            results += measure_apart("vllm", model, arguments)
+    print_table(results)
+
+
+if __name__ == "__main__":
+    main()
