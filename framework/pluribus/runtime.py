@@ -25,6 +25,7 @@ from pluribus.interfaces import (
     Place,
     Progress,
     ResponseCache,
+    Seat,
 )
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.plugins import (
@@ -202,22 +203,22 @@ def start(
     )
 
 
-def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> Executor:
+def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     """Return one rank's worker, in the rank's process, having met the others."""
     import torch
 
     from pluribus.worker import Worker
 
     spec = parts.model.spec
-    device = _device(parts.device, rank)
+    device = _device(parts.device, seat.local_rank)
     dtype = _dtype(parts.dtype, spec.dtype, device)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    share = parts.parallelism.share(rank, spec)
-    place = parts.parallelism.place(share, device, rendezvous)
+    share = parts.parallelism.share(seat.rank, spec)
+    place = parts.parallelism.place(share, device, seat.rendezvous)
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
-        shape = _kv_shape(parts, place, device, dtype)
+        shape = _kv_shape(parts, place, seat.num_local, device, dtype)
         store = parts.kv_cache.store(shape, device, dtype)
     if isinstance(store, DeviceKVStore):
         from pluribus.cuda.worker import CudaWorker
@@ -226,7 +227,9 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     return Worker(network, store, spec, shape, device)
 
 
-def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dtype) -> KVShape:
+def _kv_shape(
+    parts: Parts, place: Place, num_local: int, device: torch.device, dtype: torch.dtype
+) -> KVShape:
     from pluribus.memory import num_kv_tokens
     from pluribus.parallel.group import smallest
     from pluribus.units import format_bytes
@@ -243,7 +246,7 @@ def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dty
         bytes_per_token=bytes_per_token,
         wanted=num_slots * spec.max_length,
         needed=spec.max_length,
-        num_sharing=parts.parallelism.world_size,
+        num_sharing=num_local,
     )
     num_tokens = smallest(num_tokens, device)
     logger.info(
@@ -263,17 +266,18 @@ def _kv_shape(parts: Parts, place: Place, device: torch.device, dtype: torch.dty
     )
 
 
-def _device(setting: str, rank: int) -> torch.device:
+def _device(setting: str, number: int) -> torch.device:
     import torch
 
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if rank >= torch.cuda.device_count():
+    if number >= torch.cuda.device_count():
         raise ConfigError(
-            f"device={setting}: rank {rank} needs CUDA device {rank}, and torch sees "
-            f"{torch.cuda.device_count()} here; choose device=cpu or a smaller parallel.size"
+            f"device={setting}: rank {number} of this machine needs CUDA device {number}, and "
+            f"torch sees {torch.cuda.device_count()} here; choose device=cpu or a smaller "
+            "parallel.size"
         )
-    return torch.device("cuda", rank)
+    return torch.device("cuda", number)
 
 
 def _dtype(setting: str, stored: str, device: torch.device) -> torch.dtype:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus.parallel.addresses import interface, talk_through
+
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: loading takes some of them longer. Lost ranks are
 noticed by whoever watches their processes, much sooner."""
@@ -20,6 +22,7 @@ def meet(
     """Join the group of all ranks and return it; None where there is but one."""
     if world_size == 1:
         return None
+    talk_through(interface(rendezvous))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=rendezvous,
