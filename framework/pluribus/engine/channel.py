@@ -64,7 +64,12 @@ class Channel(Generic[Sent, Received]):
             self._read()
             messages = self._split()
         while select.select([self._socket], [], [], 0)[0]:
-            self._read()
+            try:
+                self._read()
+            except ChannelClosed:
+                if not messages:
+                    raise
+                break  # what was said last comes first; the next call says the rest
             messages += self._split()
         return messages
 

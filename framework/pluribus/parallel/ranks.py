@@ -80,8 +80,12 @@ class RankProcesses(Executor):
             _send(member, StartRank(RANK_PROTOCOL_VERSION, config, member.seat))
         self._watcher = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
         self._watcher.start()
-        with self._finding_the_culprit():
-            self._first = start_rank(roster.first)
+        try:
+            with self._finding_the_culprit():
+                self._first = start_rank(roster.first)
+        except BaseException:
+            self._end_others(crew.abandon)
+            raise
         self._met = time.monotonic()
         self._silence = SILENCE
 
@@ -112,12 +116,15 @@ class RankProcesses(Executor):
 
     def shutdown(self) -> None:
         """Stop every rank and wait until it has ended."""
+        self._end_others(self._crew.dismiss)
+        self._first.shutdown()
+
+    def _end_others(self, end: Callable[[], None]) -> None:
         self._is_ending = True
-        self._crew.dismiss()
+        end()
         self._watcher.join()
         for member in self._members:
             member.channel.close()
-        self._first.shutdown()
 
     @contextlib.contextmanager
     def _finding_the_culprit(self) -> Iterator[None]:
