@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from machines import LIMIT, Machine, await_that, two_machines, why_not
+from machines import LIMIT, SECRET, TORCHRUN, Machine, await_that, two_machines, why_not
 from pluribus import Engine, SamplingParams
+from processes import environment
 
-SERVE = (
-    *("serve", "launcher=torchrun", "launcher.timeout=20", "parallel=tensor", "parallel.size=2"),
-    *("cache.kv.memory=64MiB", "server.log_format=json"),
-)
+PARALLEL = ("launcher=torchrun", "parallel=tensor", "parallel.size=2", "cache.kv.memory=64MiB")
+SERVE = ("serve", *PARALLEL, "launcher.timeout=20", "server.log_format=json")
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
 SEEDED: dict[str, Any] = {"max_tokens": 40, "temperature": 0.8, "top_k": 20, "seed": 5}
 NOTICED = 5.0 + 1.0
 """Seconds, and a second to ask."""
+
+
+def one_rank(*params: dict[str, Any]) -> list[str]:
+    """Return what a single rank makes of the prompt."""
+    with Engine("cache.kv.memory=64MiB") as engine:
+        answers = engine.generate([PROMPT] * len(params), [SamplingParams(**p) for p in params])
+    return [answer.prompt + answer.text for answer in answers]
 
 
 class Service:
@@ -75,13 +83,25 @@ def service(machines: Sequence[Machine]) -> Iterator[Service]:
         yield service
 
 
+def test_ranks_of_one_machine_give_the_answer_of_one_rank() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = ("--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    generate = ("generate", f"prompt={PROMPT}", "temperature=0", "max_tokens=40", *PARALLEL)
+    done = subprocess.run(
+        [*TORCHRUN, *where, "-m", "pluribus", *generate],
+        env=environment(OMP_NUM_THREADS="1", PLURIBUS_SECRET=SECRET),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == one_rank(GREEDY)[0].rstrip()
+
+
 def test_two_machines_give_the_tokens_of_one_rank(service: Service) -> None:
-    with Engine("cache.kv.memory=64MiB") as engine:
-        expected = [
-            PROMPT + engine.generate(PROMPT, SamplingParams(**params))[0].text
-            for params in (GREEDY, SEEDED)
-        ]
-    assert [service.answer(**GREEDY), service.answer(**SEEDED)] == expected
+    assert [service.answer(**GREEDY), service.answer(**SEEDED)] == one_rank(GREEDY, SEEDED)
 
 
 def test_only_torchrun_itself_listens_on_every_address(service: Service) -> None:

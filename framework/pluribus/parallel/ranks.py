@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pluribus.engine.channel import ChannelClosed
+from pluribus.errors import PluribusError
 from pluribus.interfaces import Executor, KVShape, Seat
 from pluribus.parallel.crew import Crew, Member
 from pluribus.parallel.messages import (
@@ -131,6 +132,8 @@ class RankProcesses(Executor):
         """Let the watcher say who is lost before an error here, which follows from it, is told."""
         try:
             yield
+        except PluribusError:
+            raise  # ours: no collective's
         except Exception:
             self._watcher.join(SECONDS_TO_FIND_THE_CULPRIT)
             raise
