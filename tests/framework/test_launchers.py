@@ -151,6 +151,20 @@ def test_a_follower_ends_with_an_error_where_torchrun_has(
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_follower_gives_up_a_machine_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(board: Board) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(Board, "read", unreachable)
+    start = time.monotonic()
+    assert follower(29500, timeout=1.5).run() == 1
+    assert time.monotonic() - start > 1.5
+    assert "it has not been reached for 1.5 s: no route to host" in caplog.text
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_follower_with_another_secret_ends(
     board: Board, caplog: pytest.LogCaptureFixture
 ) -> None:
