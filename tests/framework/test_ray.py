@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,8 @@ from machines import await_that
 from pluribus import Engine, EngineError, SamplingParams
 from processes import environment
 
-pytest.importorskip("ray", reason="needs the extra pluribus[ray]")
+if find_spec("ray") is None:
+    pytest.skip("needs the extra pluribus[ray]", allow_module_level=True)
 
 PARALLEL = ("parallel=tensor", "cache.kv.memory=64MiB", "launcher=ray")
 GREEDY = SamplingParams(max_tokens=300, temperature=0, ignore_eos=True)
