@@ -32,6 +32,7 @@ ROOT_CONFIGS = {
     "bench": (),
     "convert": ("to=folder",),
     "verify": (),
+    "plan": (),
 }
 CHOICES = sorted(
     f"{path.parent.relative_to(CONF).as_posix()}={path.stem}" for path in CONF.glob("*/**/*.yaml")
@@ -77,6 +78,7 @@ def run_without_torch(code: str) -> None:
         "pluribus.cli",
         "pluribus.config",
         "pluribus.hookspecs",
+        "pluribus.plan.command",
         "pluribus.plugins",
         "pluribus.runtime",
         "pluribus.server.config",

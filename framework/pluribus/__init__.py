@@ -22,6 +22,7 @@ from pluribus.hookspecs import API_VERSION, hookimpl
 from pluribus.interfaces import (
     Answer,
     Batcher,
+    Blueprint,
     Capability,
     Executor,
     KVCache,
@@ -54,6 +55,7 @@ __all__ = [
     "Answer",
     "Batch",
     "Batcher",
+    "Blueprint",
     "Capability",
     "CheckpointError",
     "Completion",

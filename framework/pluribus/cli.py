@@ -24,6 +24,7 @@ usage: pluribus VERB [group=choice ...] [key=value ...]
 
   serve      put a model behind HTTP, on http://127.0.0.1:8020 unless server.port says otherwise
   generate   print one answer: pluribus generate prompt='Once upon a time' max_tokens=64
+  plan       say what a model takes and whether it fits: plan model=opt-30b plan.device=h100-80g
   bench      measure latency and throughput; -m batcher.max_batch_size=16,64 tries each
   convert    write a checkpoint of any layout as safetensors: convert model.checkpoint=A to=B
   verify     read a checkpoint through and report what is wrong with it; format=json for programs
@@ -69,10 +70,13 @@ def serve(arguments: Sequence[str]) -> int:
         from pluribus import config as conf
         from pluribus import runtime
         from pluribus.logs import configure_logging
+        from pluribus.plan.command import check
         from pluribus.server.config import ServerConfig
 
         server_config = conf.section(config, "server", ServerConfig)
         parts = runtime.assemble(config, plugins)
+        if parts.launcher.is_local:
+            check(config, plugins, parts.model.blueprint)
 
         def service() -> int:
             # Only now what takes long to import: a wrong setting has been answered already.
@@ -100,6 +104,17 @@ def generate(arguments: Sequence[str]) -> int:
         return print_answer(config, plugins, _text(prompts[0]))
 
     return _with_config("generate", task, [a for a in arguments if a not in prompts])
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Print what a configuration takes; the exit code is 1 when it does not fit."""
+
+    def task(config: Any, plugins: Plugins) -> int:
+        from pluribus.plan.command import run
+
+        return run(config, plugins)
+
+    return _with_config("plan", task, arguments)
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -186,6 +201,7 @@ def list_plugins(arguments: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "generate": generate,
+    "plan": plan,
     "bench": bench,
     "convert": convert,
     "verify": verify,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from pluribus.config_files import config_dir as config_dir
 from pluribus.config_files import config_groups
 from pluribus.errors import ConfigError, PluribusError
+from pluribus.replicas import ReplicaConfig
 
 T = TypeVar("T")
 
+SHARED: Mapping[str, type[Any]] = {"parallel": ReplicaConfig}
+"""Settings that every choice of a group has, and that are no plugin's."""
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises when overrides and choices make no configuration."""
 _NO_SUCH_KEY = (ConfigKeyError, ConfigAttributeError)
@@ -135,7 +138,7 @@ def explain(error: Exception) -> str:
 
 
 def section(config: DictConfig, where: str, schema: type[T]) -> T:
-    """Return the section at ``where``, less ``name``, as a checked ``schema``.
+    """Return the section at ``where``, less ``name`` and ``SHARED``, as a checked ``schema``.
 
     Args:
         config: the whole configuration.
@@ -145,10 +148,23 @@ def section(config: DictConfig, where: str, schema: type[T]) -> T:
     Raises:
         ConfigError: an unknown key, a wrong type, a missing or a refused value.
     """
-    settings = ", ".join(f"{where}.{field.name}" for field in fields(schema))  # type: ignore[arg-type]
+    others = _names(SHARED[where]) if where in SHARED else []
+    settings = ", ".join(f"{where}.{name}" for name in [*_names(schema), *others])
     values = _mapping(config, where, f"its settings are {settings}")
-    values.pop("name", None)
+    for name in ("name", *others):
+        values.pop(name, None)
     return _checked(values, f"{where}.", schema)
+
+
+def replicas(config: DictConfig) -> ReplicaConfig:
+    """Return the replicas' settings, checked.
+
+    Raises:
+        ConfigError: a wrong type or a refused value.
+    """
+    values = _mapping(config, "parallel", "its settings are parallel.replicas and its kind's")
+    chosen = {name: values[name] for name in _names(ReplicaConfig) if name in values}
+    return _checked(chosen, "parallel.", ReplicaConfig)
 
 
 def pick(config: DictConfig, schema: type[T]) -> T:
@@ -157,8 +173,11 @@ def pick(config: DictConfig, schema: type[T]) -> T:
     Raises:
         ConfigError: a wrong type, a missing or a refused value.
     """
-    names = [field.name for field in fields(schema)]  # type: ignore[arg-type]
-    return _checked({name: config[name] for name in names}, "", schema)
+    return _checked({name: config[name] for name in _names(schema)}, "", schema)
+
+
+def _names(schema: type[Any]) -> list[str]:
+    return [field.name for field in fields(schema)]
 
 
 def _checked(values: dict[str, Any], prefix: str, schema: type[T]) -> T:

@@ -14,6 +14,8 @@ MAX_SEED = 2**63 - 1
 MAX_INT = 2**31 - 1
 MAX_LOGPROBS = 100
 """How many of the likeliest ids can be told for each token."""
+MAX_IDS = 300
+"""How many ids ``logit_bias`` and ``stop_token_ids`` may each name: every slot makes room."""
 
 
 class FinishReason(StrEnum):
@@ -57,11 +59,12 @@ class SamplingParams:
             or answer (Keskar et al., 2019), in (0, 2].
         presence_penalty: subtracted from the logits of tokens in the answer, -2 to 2.
         frequency_penalty: subtracted once for every time they are in the answer, -2 to 2.
-        logit_bias: added to the logits of these ids, sorted by id, -100 to 100 each.
+        logit_bias: added to the logits of these ids, sorted by id, -100 to 100 each; MAX_IDS
+            at most.
         seed: makes the answer repeat exactly, whatever shares its batch; None draws a fresh one.
         min_tokens: how many tokens to generate before anything may end the answer.
         stop: texts that end the answer and are not part of it.
-        stop_token_ids: ids that end the answer and are not part of it.
+        stop_token_ids: ids that end the answer and are not part of it; MAX_IDS at most.
         ignore_eos: whether the end-of-text id is an id like any other.
         logprobs: how many of the likeliest ids to tell for each token; None tells nothing,
             0 the chosen token's probability alone.
@@ -107,6 +110,9 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, allowed, "above 0 and at most 2")
         _check_range("presence_penalty", self.presence_penalty, -2, 2)
         _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
+        for name in ("logit_bias", "stop_token_ids"):
+            if (num_ids := len(getattr(self, name))) > MAX_IDS:
+                raise RequestError(f"{name} may name {MAX_IDS} ids, got {num_ids}", param=name)
         for id_, bias in self.logit_bias:
             _check_range(f"logit_bias.{id_}", bias, -100, 100)
         if self.seed is not None:

@@ -33,7 +33,7 @@ hookimpl = pluggy.HookimplMarker("pluribus")
 def config_search_path() -> Sequence[str] | None:
     """Offer config choices: folders of YAML as ``pkg://package.conf`` or ``file:///path``.
 
-    They come after our own, so a plugin adds choices and never replaces one.
+    A plugin adds choices and never replaces one: a file by a name that is taken is refused.
     """
 
 

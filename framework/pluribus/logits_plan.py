@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from pluribus.generation import TokenLogprobs
 from pluribus.interfaces import TokenLayout
 from pluribus.sampling import Logprobs
-from pluribus.step import StepResult
+from pluribus.sampling.logprobs import Receive
+from pluribus.slots import SlotState
+from pluribus.step import Row, StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +54,76 @@ class LogitsPlan:
     tops: tuple[int | None, ...]
     scored: tuple[ScoredRow, ...]
 
+    @classmethod
+    def of(cls, rows: Sequence[Row], state: SlotState) -> LogitsPlan:
+        """Return what these rows take, their slots being in this state."""
+        sampling = tuple(index for index, row in enumerate(rows) if row.samples)
+        owners = tuple(rows[index].slot for index in sampling)
+        scored = tuple(
+            ScoredRow(
+                index=index,
+                num_tokens=row.num_tokens,
+                num_scored=state.num_prompt_successors(row),
+                top=state.params[row.slot].prompt_logprobs or 0,
+            )
+            for index, row in enumerate(rows)
+            if row.scores
+        )
+        return cls(
+            num_rows=len(rows),
+            sampling=sampling,
+            owners=owners,
+            longest=max(row.start + row.num_tokens for row in rows),
+            tops=tuple(state.params[slot].logprobs for slot in owners),
+            scored=scored,
+        )
+
+    @property
+    def told(self) -> dict[int, int]:
+        """The rows that tell, counted among those that sample, and how many ids each."""
+        return {row: top for row, top in enumerate(self.tops) if top is not None}
+
+    @property
+    def num_scored(self) -> int:
+        """Prompt tokens that are scored, of all rows."""
+        return sum(row.num_scored for row in self.scored)
+
+    @property
+    def top_scored(self) -> int:
+        """How many of the likeliest ids any of them asks for."""
+        return max(row.top for row in self.scored)
+
+    def ends(self, layout: TokenLayout) -> Tensor:
+        """Return where rows sample."""
+        if len(self.sampling) == self.num_rows:
+            return layout.last
+        device = layout.last.device
+        return layout.last[torch.tensor(self.sampling, dtype=torch.int64, device=device)]
+
     def wanted(self, layout: TokenLayout) -> Tensor:
         """Return the tokens to compute logits at: where rows sample, then what is scored."""
         last = layout.last
-        ends = last
-        if len(self.sampling) < self.num_rows:
-            ends = last[torch.tensor(self.sampling, dtype=torch.int64, device=last.device)]
+        ends = self.ends(layout)
         scored = [
             last[row.index] - row.num_tokens + 1 + torch.arange(row.num_scored, device=last.device)
             for row in self.scored
         ]
         return torch.cat([ends, *scored]) if scored else ends
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows as a rank runs them.
+
+    Attributes:
+        plan: what logits are computed for.
+        layout: where the tokens sit.
+        positions: theirs; 0 for padding, int64, [num_tokens].
+    """
+
+    plan: LogitsPlan
+    layout: TokenLayout
+    positions: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +150,22 @@ class Outcome:
         )
         tokens = self.tokens.to(device, non_blocking=non_blocking)
         return Outcome(self.plan, tokens, logprobs, scores)
+
+    @classmethod
+    def receive(cls, plan: LogitsPlan, receive: Receive) -> Outcome:
+        """Return an outcome whose ``tensors`` come from elsewhere, one after another."""
+        tokens = receive([len(plan.sampling)], torch.int64)
+        chosen = scores = None
+        if told := plan.told:
+            chosen = Logprobs.receive(len(told), max(told.values()), receive)
+        if plan.num_scored:
+            scores = Logprobs.receive(plan.num_scored, plan.top_scored, receive)
+        return cls(plan, tokens, chosen, scores)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that the plan does not say."""
+        both = (self.logprobs, self.scores)
+        return [self.tokens, *(x for each in both if each is not None for x in each.tensors())]
 
     def read(self) -> StepResult:
         """Wait for the device and return the result."""

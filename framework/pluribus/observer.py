@@ -42,5 +42,5 @@ class ServiceObserver:
     def request_refused(self, reason: Refusal) -> None:
         """Observe a request that was not taken in."""
 
-    def engine_spoke(self, stats: Stats) -> None:
-        """Observe the engine, after each of its steps and whenever its work ends otherwise."""
+    def engine_spoke(self, replica: int, stats: Stats) -> None:
+        """Observe a replica's engine, after each step and whenever its work ends otherwise."""

@@ -23,6 +23,7 @@ from pluribus.errors import ConfigError, EngineError, RequestError
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Progress, Query
 from pluribus.plugins import Plugins, discover
+from pluribus.replicas import engine_configs
 from pluribus.reply import Completion
 from pluribus.service import Prompt, Service
 
@@ -52,18 +53,9 @@ class Engine:
         plugins = discover()
         plugins.check()
         conf.add_search_paths(plugins.search_paths)
-        self._start(conf.load("serve", overrides), plugins)
-
-    @classmethod
-    def from_config(cls, config: DictConfig, plugins: Plugins) -> Engine:
-        """Return an engine for a configuration that is already composed."""
-        engine = cls.__new__(cls)
-        engine._start(config, plugins)
-        return engine
-
-    def _start(self, config: DictConfig, plugins: Plugins) -> None:
+        config = conf.load("serve", overrides)
         parts = replace(runtime.assemble(config, plugins), queue=UNBOUNDED)
-        self.service = Service(parts, plugins, _host(parts, plugins))
+        self.service = Service(parts, plugins, *_hosts(parts, plugins))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
         self._thread.start()
@@ -176,7 +168,7 @@ def _params(
 
 async def _start(service: Service) -> None:
     service.start()
-    await service.supervisor.wait_ready()
+    await service.fleet.wait_ready()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +189,16 @@ class GenerateConfig:
             raise ConfigError(str(error)) from error
 
 
-def _host(parts: runtime.Parts, plugins: Plugins) -> EngineHost:
+def _hosts(parts: runtime.Parts, plugins: Plugins) -> Sequence[EngineHost]:
     """Return a thread for a single rank; losing one of several must not end this process."""
-    if parts.parallelism.world_size > 1:
-        return ProcessHost(parts.config)
+    if parts.parallelism.world_size * parts.replicas.replicas > 1:
+        configs = engine_configs(parts.config, parts.replicas.replicas)
+        return [ProcessHost(config) for config in configs]
 
     def start_core(progress: Progress) -> EngineCore:
         return runtime.start(parts, plugins, progress, fail=logging.getLogger(__name__).critical)
 
-    return ThreadHost(start_core)
+    return [ThreadHost(start_core)]
 
 
 def print_answer(config: DictConfig, plugins: Plugins, prompt: str) -> int:
@@ -219,7 +212,7 @@ def print_answer(config: DictConfig, plugins: Plugins, prompt: str) -> int:
 def _print_answer(
     parts: runtime.Parts, plugins: Plugins, prompt: str, params: SamplingParams
 ) -> int:
-    service = Service(parts, plugins, _host(parts, plugins))
+    service = Service(parts, plugins, *_hosts(parts, plugins))
     query = service.query(prompt, params)  # refused, if it must be, before the weights are read
     answer = asyncio.run(_answer(service, query, prompt))
     print(answer.prompt + answer.text)

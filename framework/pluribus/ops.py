@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluribus.packed import packed_linear
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -14,7 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
 
     Args:
         x: [num_rows, in_features].
-        weight: [out_features, in_features].
+        weight: [out_features, in_features]; it may be packed.
         bias: [out_features].
         relu: whether negative outputs become 0.
     """
@@ -25,6 +27,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
             return skinny_linear(x, weight, bias, relu=relu, config=config)
         if relu and bias is not None:
             return torch._addmm_activation(bias, x, weight.t())
+    if weight.is_mkldnn:
+        return packed_linear(x, weight, bias, relu=relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
 

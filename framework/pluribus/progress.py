@@ -12,6 +12,9 @@ from pluribus.interfaces.model import Progress
 from pluribus.terminal import is_terminal
 
 SECONDS_BETWEEN_LINES = 5.0
+Report = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a report on reading something."""
+
 _MEGABYTE = 1_000_000
 _logger = logging.getLogger("pluribus.load")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +13,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from pluribus import config as conf
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.errors import ConfigError
 from pluribus.generation import Batch, Generation
 from pluribus.interfaces import (
     Batcher,
+    Blueprint,
     Executor,
     KVCache,
     KVShape,
+    KVStore,
     Launcher,
     Model,
+    ModelSpec,
+    Network,
     Parallelism,
-    Place,
     Progress,
     ResponseCache,
     Seat,
 )
 from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.memory import free_memory
+from pluribus.plan.demand import Demand, demand
+from pluribus.plan.fit import find_room, kv_shape
+from pluribus.plan.outline import Outline
 from pluribus.plugins import (
     BATCHER,
     KV_CACHE,
@@ -38,9 +47,13 @@ from pluribus.plugins import (
     Kind,
     Plugins,
 )
+from pluribus.replicas import ALONE, ReplicaConfig
+from pluribus.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
+    from pluribus.worker import Join
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +122,19 @@ class Parts:
     device: str
     dtype: str
     config: str
+    replicas: ReplicaConfig = ALONE
+
+    @property
+    def outline(self) -> Outline:
+        """What decides how much memory a rank takes."""
+        return Outline(
+            blueprint=self.model.blueprint,
+            parallelism=self.parallelism,
+            batcher_class=self.batcher_class,
+            batcher_config=self.batcher_config,
+            kv_cache=self.kv_cache,
+            dtype=self.dtype,
+        )
 
 
 def assemble(config: DictConfig, plugins: Plugins) -> Parts:
@@ -130,26 +156,64 @@ def assemble(config: DictConfig, plugins: Plugins) -> Parts:
         response_cache=_make(config, plugins, RESPONSE_CACHE),
         queue=conf.section(config, "queue", QueueConfig),
         engine=conf.section(config, "engine", EngineConfig),
-        device=_one_of(config, "device", DEVICES),
-        dtype=_one_of(config, "dtype", DTYPES),
+        device=one_of(config, "device", DEVICES),
+        dtype=one_of(config, "dtype", DTYPES),
+        replicas=conf.replicas(config),
         model=_make(config, plugins, MODEL),
         config=OmegaConf.to_yaml(config, resolve=True),
     )
-    check_capabilities(config, parts)
+    check_capabilities(config, parts.outline)
+    parts.launcher.check(parts.parallelism.world_size)
+    if parts.replicas.replicas > 1 and not parts.launcher.is_local:
+        raise ConfigError(
+            f"parallel.replicas={parts.replicas.replicas}: launcher="
+            f"{conf.choice(config, 'launcher')} places the ranks of one engine; choose "
+            "launcher=local or parallel.replicas=1"
+        )
     return parts
 
 
-def check_capabilities(config: DictConfig, parts: Parts) -> None:
+def describe(config: DictConfig, plugins: Plugins) -> Blueprint:
+    """Return what the configured model takes, though its checkpoint may be missing.
+
+    Raises:
+        ConfigError: a setting is wrong, or nothing says what the architecture is.
+        CheckpointError: the checkpoint would have to say it, and is not there.
+    """
+    cls, settings = _choose(config, plugins, MODEL)
+    with plugins.blaming(MODEL, conf.choice(config, MODEL.section)):
+        return cls.describe(settings)
+
+
+def outline(config: DictConfig, plugins: Plugins, blueprint: Blueprint) -> Outline:
+    """Choose, check and construct what decides how much memory a rank takes.
+
+    Raises:
+        ConfigError: a setting is wrong, or two parts do not fit.
+    """
+    batcher_class, batcher_config = _choose(config, plugins, BATCHER)
+    chosen = Outline(
+        blueprint=blueprint,
+        parallelism=_make(config, plugins, PARALLELISM),
+        batcher_class=batcher_class,
+        batcher_config=batcher_config,
+        kv_cache=_make(config, plugins, KV_CACHE),
+        dtype=one_of(config, "dtype", DTYPES),
+    )
+    check_capabilities(config, chosen)
+    return chosen
+
+
+def check_capabilities(config: DictConfig, outline: Outline) -> None:
     """Raise ConfigError if parts that are right by themselves do not fit together."""
-    missing = parts.batcher_class.requires - parts.kv_cache.provides
+    missing = outline.batcher_class.requires - outline.kv_cache.provides
     if missing:
         raise ConfigError(
             f"batcher={conf.choice(config, 'batcher')} needs a KV cache that can "
             f"{', '.join(sorted(missing))}, which cache/kv={conf.choice(config, 'cache.kv')} "
             "cannot: choose another cache/kv or another batcher"
         )
-    parts.parallelism.check(parts.model.spec)
-    parts.launcher.check(parts.parallelism.world_size)
+    outline.parallelism.check(outline.blueprint.spec)
 
 
 class PluginObserver(Observer):
@@ -193,6 +257,7 @@ def start(
     )
     ledger = parts.kv_cache.ledger(executor.kv_shape)
     lookahead = parts.engine.lookahead
+    num_stages = parts.parallelism.share(0, parts.model.spec).num_stages
     return EngineCore(
         batcher=parts.batcher_class(parts.batcher_config, ledger),
         ledger=ledger,
@@ -200,6 +265,7 @@ def start(
         eos_token_ids=parts.model.spec.eos_token_ids,
         observer=PluginObserver(plugins),
         lookahead=executor.lookahead if lookahead is None else lookahead,
+        rotation=Rotation(num_stages, parts.kv_cache.provides),
     )
 
 
@@ -207,88 +273,96 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     """Return one rank's worker, in the rank's process, having met the others."""
     import torch
 
-    from pluribus.worker import Worker
+    from pluribus.plan.measure import Meter
+    from pluribus.stages import stage_of
 
     spec = parts.model.spec
-    device = _device(parts.device, seat.local_rank)
-    dtype = _dtype(parts.dtype, spec.dtype, device)
+    num_local = seat.num_local * parts.replicas.replicas
+    device = _device(parts.device, parts.replicas.replica * seat.num_local + seat.local_rank)
+    if device.type == "cpu":
+        _share_processors(num_local)
+    else:
+        torch.cuda.set_device(device)  # Triton and graphs know no other
+    dtype = getattr(torch, parts.outline.dtype_on(device.type))
+    needs = demand(parts.outline, seat.rank, device.type)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    share = parts.parallelism.share(seat.rank, spec)
-    place = parts.parallelism.place(share, device, seat.rendezvous)
+    place = parts.parallelism.place(needs.share, device, seat.rendezvous)
+    meter = Meter(device)
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
-        shape = _kv_shape(parts, place, seat.num_local, device, dtype)
+        meter.note("weights", needs.weights)
+        shape = _kv_shape(parts, needs, num_local, device)
         store = parts.kv_cache.store(shape, device, dtype)
+        meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
+    join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
+    worker = _worker(network, store, spec, shape, device, join if place.ring else None)
+    logger.info("rank %d on %s: %s", seat.rank, device, meter.report(needs.work))
+    return worker
+
+
+def _worker(
+    network: Network,
+    store: KVStore,
+    spec: ModelSpec,
+    shape: KVShape,
+    device: torch.device,
+    join: Join | None,
+) -> Executor:
     if isinstance(store, DeviceKVStore):
+        from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
 
-        return CudaWorker(network, store, spec, shape, device)
-    return Worker(network, store, spec, shape, device)
+        if join is None:
+            return CudaWorker(network, store, spec, shape, device)
+        return CudaStageWorker(network, store, spec, shape, device, join)
+    from pluribus.worker import Worker, stay_alone
+
+    return Worker(network, store, spec, shape, device, join or stay_alone)
 
 
-def _kv_shape(
-    parts: Parts, place: Place, num_local: int, device: torch.device, dtype: torch.dtype
-) -> KVShape:
-    from pluribus.memory import num_kv_tokens
+def _kv_shape(parts: Parts, needs: Demand, num_local: int, device: torch.device) -> KVShape:
     from pluribus.parallel.group import smallest
-    from pluribus.units import format_bytes
 
-    spec = parts.model.spec
-    num_slots: int = parts.batcher_config.max_batch_size
-    first_head, end_head = place.tensor.span(spec.num_heads)
-    num_heads = end_head - first_head
-    num_layers = len(place.share.layers)
-    bytes_per_token = 2 * num_layers * num_heads * spec.head_dim * dtype.itemsize
-    num_tokens = num_kv_tokens(
-        parts.kv_cache.memory,
-        device=device,
-        bytes_per_token=bytes_per_token,
-        wanted=num_slots * spec.max_length,
-        needed=spec.max_length,
-        num_sharing=num_local,
-    )
-    num_tokens = smallest(num_tokens, device)
+    outline, max_length = parts.outline, parts.model.spec.max_length
+    num_sharing = num_local if device.type == "cpu" else 1
+    smallest(0, device)  # NCCL takes its memory at the first collective: it is not free
+    free = free_memory(device) // num_sharing
+    room = find_room(outline, needs, device_type=device.type, where=str(device), free=free)
+    if room.problem:
+        raise ConfigError(room.problem)
+    num_tokens = smallest(room.num_tokens, device)
     logger.info(
         "KV cache on %s: %d tokens, %d generations of full length, %s",
         device,
         num_tokens,
-        num_tokens // spec.max_length,
-        format_bytes(num_tokens * bytes_per_token),
+        num_tokens // max_length,
+        format_bytes(num_tokens * needs.kv_bytes_per_token),
     )
-    return KVShape(
-        num_layers=num_layers,
-        num_heads=num_heads,
-        head_dim=spec.head_dim,
-        num_slots=num_slots,
-        max_length=spec.max_length,
-        num_tokens=num_tokens,
-    )
+    return kv_shape(outline, needs, num_tokens)
 
 
-def _device(setting: str, number: int) -> torch.device:
+def _share_processors(num_sharing: int) -> None:
+    """Let all ranks on this host compute at once, where nothing else says how."""
+    import torch
+
+    if num_sharing > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_sharing))
+
+
+def _device(setting: str, index: int) -> torch.device:
+    """Return a device, ``index`` counted over the ranks of all replicas."""
     import torch
 
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if number >= torch.cuda.device_count():
+    if index >= torch.cuda.device_count():
         raise ConfigError(
-            f"device={setting}: rank {number} of this machine needs CUDA device {number}, and "
-            f"torch sees {torch.cuda.device_count()} here; choose device=cpu or a smaller "
-            "parallel.size"
+            f"device={setting}: a rank needs CUDA device {index}, and torch sees "
+            f"{torch.cuda.device_count()} here; choose device=cpu, a smaller parallel.size or "
+            "fewer parallel.replicas"
         )
-    return torch.device("cuda", number)
-
-
-def _dtype(setting: str, stored: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    name = setting
-    if setting == "auto":
-        name = "float32" if device.type == "cpu" else stored
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+    return torch.device("cuda", index)
 
 
 def _choose(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> tuple[type[T], Any]:
@@ -305,7 +379,8 @@ def _make(config: DictConfig, plugins: Plugins, kind: Kind[T]) -> T:
         return make(settings)
 
 
-def _one_of(config: DictConfig, key: str, allowed: tuple[str, ...]) -> str:
+def one_of(config: DictConfig, key: str, allowed: tuple[str, ...]) -> str:
+    """Return the top-level setting ``key``; raise ConfigError if it is none of the allowed."""
     value = config.get(key)
     if value not in allowed:
         raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got {value!r}")

@@ -47,25 +47,28 @@ class Sampler:
         """
         groups = self._groups(following.owners)
         if len(groups) == 1:
-            tokens = self._choose(logits, following)
+            tokens = self.choose_alike(logits, following)
         else:
             tokens = torch.empty_like(following.slots)
             for rows in groups:
                 index = torch.tensor(rows, device=logits.device)
                 group = following.select(rows, index)
-                tokens[index] = self._choose(logits.index_select(0, index), group)
+                tokens[index] = self.choose_alike(logits.index_select(0, index), group)
         self.state.tokens[following.slots, following.position] = tokens
         return tokens
 
     def _groups(self, owners: Sequence[int]) -> list[list[int]]:
         """Return the rows that need the same, for each need there is."""
+        needs = [self.state.needs[slot] for slot in owners]
+        if needs.count(needs[0]) == len(needs):
+            return [list(range(len(needs)))]
         groups: dict[Needs, list[int]] = {}
-        for row, slot in enumerate(owners):
-            groups.setdefault(self.state.needs[slot], []).append(row)
+        for row, need in enumerate(needs):
+            groups.setdefault(need, []).append(row)
         return list(groups.values())
 
-    def _choose(self, logits: Tensor, following: NextTokens) -> Tensor:
-        """Choose for rows that all need the same."""
+    def choose_alike(self, logits: Tensor, following: NextTokens) -> Tensor:
+        """Return a token for each row where all rows need the same, [num_rows]."""
         state, slots = self.state, following.slots
         needs = state.needs[following.owners[0]]
         logits = self._adjusted(logits, following, needs)

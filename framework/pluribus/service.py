@@ -15,7 +15,7 @@ import structlog
 
 from pluribus.detokenizer import Detokenizer
 from pluribus.engine.client import EngineHost
-from pluribus.engine.messages import Cancel, Output, Ready, Refused, Stats, Stepped, Submit
+from pluribus.engine.messages import Output, Refused, Stepped, Submit
 from pluribus.errors import (
     ConfigError,
     EngineError,
@@ -23,14 +23,16 @@ from pluribus.errors import (
     QueueFullError,
     RequestError,
 )
+from pluribus.fleet import Fleet
 from pluribus.flight import Flight
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Query
 from pluribus.observer import Refusal, ServiceObserver
 from pluribus.plugins import Plugins
 from pluribus.reply import Reply
+from pluribus.routing import Router
 from pluribus.runtime import Parts
-from pluribus.supervisor import State, Status, Supervisor
+from pluribus.supervisor import State, Status
 from pluribus.tenants import ANONYMOUS, Limiter, Tenant
 
 MAX_ATTEMPTS = 2
@@ -42,31 +44,28 @@ Prompt = str | Sequence[int]
 
 
 class Service:
-    """Answers prompts through an engine that may die and come back. Belongs to one event loop.
+    """Answers prompts through engines that may die and come back. Belongs to one event loop.
 
     Args:
         parts: what is served; see ``runtime.assemble``.
         plugins: for ``/plugins``.
-        host: where the engine runs.
+        hosts: where engines run, one for each replica.
 
     Attributes:
         spec: what is served.
         fingerprint: the model's; part of what answers depend on.
-        supervisor: keeps the engine running.
-        stats: the engine's, after its last step; None before the first of an engine.
-        num_kv_tokens: of room in the KV cache; 0 until it is known.
+        fleet: keeps the engines running and spreads generations over them.
         observer: told of what happens; of nobody's interest until it is set.
     """
 
-    def __init__(self, parts: Parts, plugins: Plugins, host: EngineHost) -> None:
+    def __init__(self, parts: Parts, plugins: Plugins, *hosts: EngineHost) -> None:
         self.parts = parts
         self.plugins = plugins
-        self.stats: Stats | None = None
-        self.num_kv_tokens = 0
         self.observer = ServiceObserver()
         self.spec = parts.model.spec
         self.fingerprint = parts.model.fingerprint
-        self.supervisor = Supervisor(self.spec.name, host, parts.engine, self)
+        router = _router(parts, len(hosts))
+        self.fleet = Fleet(self.spec.name, hosts, parts.engine, router, self)
         self._tokenizer = parts.model.tokenizer()
         self._num_empty = len(self._tokenizer.encode(""))
         self._cache = parts.response_cache
@@ -80,13 +79,13 @@ class Service:
     @property
     def status(self) -> Status:
         """Where the service is in its life."""
-        return self.supervisor.status
+        return self.fleet.status
 
     @property
     def max_flights(self) -> int:
         """Generations that may wait or run at once."""
         max_running: int = self.parts.batcher_config.max_batch_size
-        return self.parts.queue.max_size + max_running
+        return (self.parts.queue.max_size + max_running) * len(self.fleet.replicas)
 
     @property
     def num_flights(self) -> int:
@@ -95,11 +94,11 @@ class Service:
 
     def start(self) -> None:
         """Begin to load; returns at once. Call it in the event loop."""
-        self.supervisor.start()
+        self.fleet.start()
 
     async def drain(self, timeout: float) -> None:
         """Take no more requests, and wait for those under way, ``timeout`` seconds at most."""
-        self.supervisor.retire()
+        self.fleet.retire()
         deadline = time.monotonic() + timeout
         while self._flights and (left := deadline - time.monotonic()) > 0:
             flight = next(iter(self._flights.values()))
@@ -110,11 +109,11 @@ class Service:
                 await asyncio.wait_for(reply.wait(), left)
 
     async def stop(self) -> None:
-        """End the engine; what has not been answered fails."""
-        self.supervisor.retire()
+        """End the engines; what has not been answered fails."""
+        self.fleet.retire()
         for flight in list(self._flights.values()):
             self._end(flight, EngineError("the service was stopped before the answer was complete"))
-        await self.supervisor.stop()
+        await self.fleet.stop()
 
     def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
         """Begin an answer, or join one that is under way and must come out the same.
@@ -231,33 +230,26 @@ class Service:
         except (KeyError, TypeError, RequestError) as error:
             raise ConfigError(f"cache.response.pinned: {request}: {error}") from error
 
-    def engine_ready(self, message: Ready) -> None:
-        """Start what waits for an engine; see supervisor.Listener."""
-        self.num_kv_tokens = message.num_kv_tokens
-        for flight in self._flights.values():
-            self._launch(flight)
-
-    def engine_spoke(self, message: Stepped | Refused) -> None:
-        """Hand on what came of a step; see supervisor.Listener."""
+    def engine_spoke(self, replica: int, message: Stepped | Refused) -> None:
+        """Hand on what came of a step; see fleet.Listener."""
         if isinstance(message, Refused):
             if flight := self._flights.get(message.id):
                 self._end(flight, RequestError(message.message, param=message.param))
             return
-        self.stats = message.stats
-        self.observer.engine_spoke(message.stats)
+        self.observer.engine_spoke(replica, message.stats)
         for output in message.outputs:
             if flight := self._flights.get(output.id):
                 self._extend(flight, output)
 
-    def engine_died(self, reason: str) -> None:
-        """Fail what has been shown to somebody, and keep the rest for the next engine."""
-        self.stats = None
-        gives_up = self.status.state is not State.LOADING
-        for flight in list(self._flights.values()):
+    def generations_lost(self, ids: Sequence[int], reason: str) -> None:
+        """Fail what has been shown to somebody, and run the rest again; see fleet.Listener."""
+        gives_up = not self.fleet.has_future
+        for flight in [self._flights[id_] for id_ in ids]:
             if gives_up or flight.is_delivered or flight.num_attempts >= MAX_ATTEMPTS:
                 self._end(flight, EngineError(f"the engine died: {reason}"))
             else:
                 flight.restart()
+                self._launch(flight)
 
     def _extend(self, flight: Flight, output: Output) -> None:
         self.observer.tokens_came(flight, len(output.tokens))
@@ -265,7 +257,7 @@ class Service:
         if flight.is_over:
             if output.finish_reason is None:
                 # A stop string: the engine knows no text.
-                self.supervisor.send(Cancel(output.id))
+                self.fleet.cancel(output.id)
             self._cache.put(flight.query, flight.answer())
             self._forget(flight)
             self.observer.generation_ended(flight)
@@ -273,7 +265,7 @@ class Service:
     def _abandon(self, flight: Flight) -> None:
         """Cancel a generation unless somebody still listens or it is over."""
         if not flight.listeners and flight.submit.id in self._flights:
-            self.supervisor.send(Cancel(flight.submit.id))
+            self.fleet.cancel(flight.submit.id)
             self._forget(flight)
             self.observer.generation_cancelled(flight)
 
@@ -293,7 +285,6 @@ class Service:
         self._flights[flight.submit.id] = flight
         if query.params.is_reproducible:
             self._shared[query] = flight
-        self.supervisor.set_has_work(True)
         self._launch(flight)
         self.observer.generation_began(flight)
         return flight
@@ -318,7 +309,7 @@ class Service:
 
     def _launch(self, flight: Flight) -> None:
         flight.num_attempts += 1
-        self.supervisor.send(flight.submit)
+        self.fleet.submit(flight.submit)
 
     def _end(self, flight: Flight, error: PluribusError) -> None:
         self._forget(flight)
@@ -328,7 +319,12 @@ class Service:
     def _forget(self, flight: Flight) -> None:
         self._limiter.leave(flight.tenant)
         del self._flights[flight.submit.id]
+        self.fleet.forget(flight.submit.id)
         if self._shared.get(flight.query) is flight:
             del self._shared[flight.query]
-        if not self._flights:
-            self.supervisor.set_has_work(False)
+
+
+def _router(parts: Parts, num_replicas: int) -> Router:
+    """Return who chooses among replicas; a busy one is passed by a quarter of a batch early."""
+    block_size = parts.kv_cache.prefix_block_size if num_replicas > 1 else 0
+    return Router(block_size, max_lead=max(1, parts.batcher_config.max_batch_size // 4))

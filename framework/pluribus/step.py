@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pluribus.generation import SamplingParams, TokenLogprobs
 
@@ -34,8 +35,7 @@ class Admission:
     placement: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Compute ``num_tokens`` tokens of ``slot``, from position ``start``.
 
     ``samples`` says that they reach the end of what is known, so that a token follows;
@@ -53,7 +53,9 @@ class Row:
 class Step:
     """One step, the same on every rank: first evict, then admit, then run the rows.
 
-    ``number`` counts from 0; changes and rows apply at exactly this step.
+    ``number`` counts from 0; changes and rows apply at exactly this step. The engine has the
+    results of the first ``num_read`` steps: what ranks sent each other for them can be taken in
+    without waiting for anybody, and need not be kept.
 
     Rows of one token that sample may run several times over: in each of the ``passes`` but the
     first, every row computes the token that it sampled in the one before.
@@ -64,6 +66,7 @@ class Step:
     admitted: tuple[Admission, ...]
     rows: tuple[Row, ...]
     passes: int = 1
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)

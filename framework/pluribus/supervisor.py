@@ -24,7 +24,7 @@ from pluribus.engine.messages import (
     Stop,
 )
 from pluribus.errors import EngineError
-from pluribus.progress import report_progress
+from pluribus.progress import Report, report_progress
 from pluribus.runtime import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -75,22 +75,35 @@ class Supervisor:
         host: where engines run.
         config: when to give up.
         listener: who is told.
+        report: opens the report on loading.
+
+    Attributes:
+        num_restarts: engines started again after one had died.
+        is_refused: what is configured is at fault: not even the first engine could start.
     """
 
     def __init__(
-        self, name: str, host: EngineHost, config: EngineConfig, listener: Listener
+        self,
+        name: str,
+        host: EngineHost,
+        config: EngineConfig,
+        listener: Listener,
+        report: Report = report_progress,
     ) -> None:
         self.num_restarts = 0
+        self.is_refused = False
         self._name = name
         self._host = host
         self._config = config
         self._listener = listener
+        self._report = report
         self._status = Status(State.LOADING, "not started")
         self._watchers: list[Callable[[Status], None]] = []
         self._client: EngineClient | None = None
         self._life: asyncio.Task[None] | None = None
         self._restarts: deque[float] = deque()
         self._is_loaded = False
+        self._has_served = False
         self._has_work = asyncio.Event()
         self._heard = 0.0
         self._advanced = 0.0
@@ -99,6 +112,11 @@ class Supervisor:
     def status(self) -> Status:
         """Where the engine is in its life."""
         return self._status
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine that takes generations."""
+        return self._is_loaded
 
     def watch(self, callback: Callable[[Status], None]) -> None:
         """Call ``callback`` at every change of status."""
@@ -173,6 +191,7 @@ class Supervisor:
         except Exception as error:
             logger.exception("the engine cannot be watched any more")
             self._change(State.FAILED, f"{type(error).__name__}: {error}")
+            self._listener.engine_died(self._status.detail)
         finally:
             watchdog.cancel()
 
@@ -182,7 +201,7 @@ class Supervisor:
         try:
             self._client = await self._host.start()
             with contextlib.ExitStack() as loading:
-                progress = loading.enter_context(report_progress(self._name))
+                progress = loading.enter_context(self._report(self._name))
                 async for message in self._client.messages():
                     self._heard = time.monotonic()
                     match message:
@@ -195,7 +214,7 @@ class Supervisor:
                             self._change(State.LOADING, f"{percent} % of the weights are read")
                         case Ready():
                             loading.close()
-                            self._is_loaded = True
+                            self._is_loaded = self._has_served = True
                             self._advanced = self._heard
                             self._change(State.READY, f"serving {self._name}")
                             self._listener.engine_ready(message)
@@ -217,6 +236,7 @@ class Supervisor:
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW:
             self._restarts.popleft()
         if death.is_final or len(self._restarts) >= self._config.max_restarts:
+            self.is_refused = death.is_final and not self._has_served
             self._change(State.FAILED, death.message)
         else:
             self._restarts.append(now)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 INTERRUPTED = 130
 """The exit code that shells know for Ctrl-C."""
+
+
+companions: set[int] = set()
+"""Process groups that this process has started, and that are of no use without it."""
 
 
 def end_on_interrupt() -> None:
@@ -19,7 +24,14 @@ def end_on_interrupt() -> None:
     finishes what runs instead.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    for group in companions:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    os._exit(INTERRUPTED)
 
 
 def open_standard_streams() -> None:

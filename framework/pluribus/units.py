@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them."""
+"""Sizes in bytes: as people write them, and of numbers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _UNITS = {
     "TB": 10**12,
     "TiB": 2**40,
 }
+_ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})")
 
 
@@ -40,6 +41,11 @@ def parse_bytes(text: str, setting: str, *, or_else: str | None = None) -> int:
             allowed = f"{or_else} or {allowed}"
         raise ConfigError(f"{setting} must be {allowed}, got {text!r}")
     return num_bytes
+
+
+def item_size(dtype: str) -> int:
+    """Return the bytes of one number of a dtype by its name, such as ``bfloat16``."""
+    return _ITEM_SIZES[dtype]
 
 
 def format_bytes(num_bytes: int) -> str:

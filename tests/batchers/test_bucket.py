@@ -82,6 +82,10 @@ def test_a_batch_is_no_larger_than_allowed() -> None:
     assert run_step(batcher) == [0, 1, 2]
 
 
+def test_a_step_is_as_large_as_a_batch_of_the_longest_prompts_at_most() -> None:
+    assert BucketBatcher.most_tokens(BucketConfig(max_batch_size=4), max_length=40) == 160
+
+
 def test_a_batch_runs_to_completion_before_the_next_starts() -> None:
     first, second, late = (generation(number) for number in (1, 2, 3))
     batcher = batcher_of(first, second)

@@ -108,6 +108,12 @@ def test_a_big_request_runs_although_small_ones_keep_coming() -> None:
     assert small.num_scheduled == 0
 
 
+def test_a_step_is_as_large_as_its_budget_at_most() -> None:
+    config = ContinuousConfig(max_batch_size=4, max_batch_tokens=256)
+    assert ContinuousBatcher.most_tokens(config, max_length=2048) == 256
+    assert FairBatcher.most_tokens(config, max_length=40) == 160
+
+
 def test_it_needs_a_cache_that_lets_generations_join_in_chunks() -> None:
     assert ContinuousBatcher.requires == {Capability.JOIN, Capability.CHUNK}
 

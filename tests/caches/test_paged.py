@@ -249,3 +249,20 @@ def test_plugin_and_ledger_need_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("prefix_caching", "block_size"), [(True, BLOCK_SIZE), (False, 0)])
+def test_it_says_in_which_blocks_it_finds_prompts_again(
+    prefix_caching: bool, block_size: int
+) -> None:
+    cache = PagedKVCache(PagedConfig(block_size=BLOCK_SIZE, prefix_caching=prefix_caching))
+    shape = KVShape(
+        num_layers=1, num_heads=1, head_dim=1, num_slots=2, max_length=64, num_tokens=64
+    )
+    ledger = cache.ledger(shape)
+    first, second = (generation(i, prompt=tuple(range(BLOCK_SIZE + 1))) for i in range(2))
+    assert ledger.try_reserve(first)
+    first.num_scheduled = len(first.prompt)
+    ledger.advance(first)
+    assert ledger.try_reserve(second)
+    assert second.num_cached == cache.prefix_block_size == block_size

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pluribus import (
+    Capability,
     Executor,
     Generation,
     KVShape,
@@ -17,6 +18,7 @@ from pluribus import (
     TokenLogprobs,
 )
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.rotation import Rotation
 from pluribus.testing import RoomFor
 from pluribus_batchers.bucket import BucketBatcher, BucketConfig
 
@@ -82,11 +84,17 @@ class CountingExecutor(Executor):
 
 
 def core(
-    executor: CountingExecutor, lookahead: int = 0, observer: Observer | None = None
+    executor: CountingExecutor,
+    lookahead: int = 0,
+    observer: Observer | None = None,
+    num_parts: int = 1,
 ) -> EngineCore:
     ledger = RoomFor(executor.kv_shape.num_tokens)
     batcher = BucketBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
-    return EngineCore(batcher, ledger, executor, (EOS,), observer or Observer(), lookahead)
+    rotation = Rotation(num_parts, frozenset(Capability))
+    return EngineCore(
+        batcher, ledger, executor, (EOS,), observer or Observer(), lookahead, rotation
+    )
 
 
 def ask(id_: int, *, length: int = 3, ends_at: int = 0, **params: Any) -> Generation:

@@ -28,6 +28,8 @@ SPEC = ModelSpec(
     pad_token_id=1,
     dtype="float32",
     num_parameters=0,
+    num_layer_parameters=1,
+    num_head_parameters=1,
 )
 
 
@@ -102,13 +104,13 @@ def on_executors(*executors: CountingExecutor) -> EngineHost:
 def run(
     test: Callable[[Service], Coroutine[Any, Any, None]], host: EngineHost, with_parts: Parts
 ) -> None:
-    """Run a test against a service that is ready, and end it."""
+    """Run a test against a service of one replica that is ready, and end it."""
 
     async def life() -> None:
         service = Service(with_parts, Plugins(), host)
         service.start()
         try:
-            await asyncio.wait_for(service.supervisor.wait_ready(), 10)
+            await asyncio.wait_for(service.fleet.wait_ready(), 10)
             await asyncio.wait_for(test(service), 20)
         finally:
             await service.stop()

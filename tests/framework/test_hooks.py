@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Route
 from starlette.testclient import TestClient
 
-from pluribus import PluginError, hookimpl
+from pluribus import Batch, PluginError, hookimpl
 from pluribus.parallel.local import LocalLauncher
 from pluribus.parallel.single import SingleRank
 from pluribus.plugins import (
@@ -28,6 +28,7 @@ from pluribus.plugins import (
     Source,
     discover,
 )
+from pluribus.runtime import PluginObserver
 from pluribus.server.app import create_app
 from pluribus.server.config import ServerConfig
 from pluribus.service import Service
@@ -103,3 +104,22 @@ def test_a_plugin_that_fails_to_make_its_routes_is_named() -> None:
     plugins = plugins_with(register_routes=register_routes)
     with pytest.raises(PluginError, match=r"'mine' \(pluribus-mine 0.1\): register_routes failed"):
         plugins.routes(FakeService())
+
+
+@pytest.mark.parametrize("error", [OSError("no disk"), SystemExit(1)], ids=repr)
+def test_a_plugin_that_fails_to_observe_is_logged_and_lets_the_others_observe(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[float] = []
+
+    def fail() -> None:
+        raise error
+
+    plugins = plugins_with(step_finished=fail)
+    module = types.ModuleType("other")
+    module.step_finished = hookimpl(lambda seconds: heard.append(seconds))  # type: ignore[attr-defined]
+    plugins.add(Source("other", "pluribus-other", "0.1"), module)
+    plugins.check()
+    PluginObserver(plugins).step_finished(Batch({}), 0.5)
+    assert heard == [0.5]
+    assert caplog.messages == ["plugin 'mine' failed in step_finished"]

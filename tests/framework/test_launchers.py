@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pluribus import ConfigError
+from pluribus import ConfigError, runtime
+from pluribus import config as conf
 from pluribus.interfaces import Executor, Seat
 from pluribus.parallel import addresses, ray_launcher
 from pluribus.parallel.board import Board, EndOfService
@@ -24,6 +25,7 @@ from pluribus.parallel.meeting import Address, Meeting
 from pluribus.parallel.ray_launcher import RayLauncher, RayLauncherConfig
 from pluribus.parallel.secret import VARIABLE
 from pluribus.parallel.torchrun import Environment, TorchrunLauncher, TorchrunLauncherConfig
+from pluribus.plugins import discover
 
 SECRET = "a secret that is long enough"
 LIMIT = 20.0
@@ -116,6 +118,12 @@ def test_ray_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_launcher, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'pluribus\[ray\]'"):
         RayLauncher(RayLauncherConfig()).check(2)
+
+
+def test_replicas_are_for_one_machine() -> None:
+    config = conf.load("serve", ["launcher=ray", "parallel.replicas=2"])
+    with pytest.raises(ConfigError, match=r"parallel.replicas=2: launcher=ray .*launcher=local"):
+        runtime.assemble(config, discover())
 
 
 def test_elsewhere_a_process_is_the_service_itself() -> None:

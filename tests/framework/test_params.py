@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pluribus import RequestError, SamplingParams
+from pluribus.generation import MAX_IDS
 
 WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "logprobs", "prompt_logprobs")
 NUMBERS = (
@@ -76,6 +77,15 @@ def test_collections_hold_what_they_should(name: str, value: object, rule: str) 
 
 def test_a_bias_out_of_range_names_its_id() -> None:
     assert refusal(logit_bias={7: 200}) == "logit_bias.7 must be from -100 to 100, got 200"
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
+def test_no_request_makes_the_table_of_biases_as_wide_as_it_likes(name: str) -> None:
+    def ids(count: int) -> Any:
+        return dict.fromkeys(range(count), 1.0) if name == "logit_bias" else [*range(count)]
+
+    assert refusal(**{name: ids(MAX_IDS + 1)}) == f"{name} may name 300 ids, got 301"
+    assert len(getattr(SamplingParams(**{name: ids(MAX_IDS)}), name)) == MAX_IDS
 
 
 def test_lists_and_mappings_are_taken_for_tuples() -> None:

@@ -73,6 +73,16 @@ def test_lines_are_logged_where_standard_error_is_no_terminal(
     assert caplog.messages[-1].startswith("Loaded opt-125m: 1.0 MB")
 
 
+def test_lines_are_logged_where_there_is_no_standard_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "pluribus.load")
+    monkeypatch.setattr(sys, "stderr", None)
+    with report_progress("opt-125m") as progress:
+        progress(MEGABYTE, MEGABYTE)
+    assert caplog.messages[-1].startswith("Loaded opt-125m: 1.0 MB")
+
+
 def test_a_bar_is_drawn_on_a_terminal() -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

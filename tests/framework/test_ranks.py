@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def details(engine: Engine) -> list[str]:
     """Return what is told of the engine's state, as it changes."""
     details: list[str] = []
-    engine.service.supervisor.watch(lambda status: details.append(status.detail))
+    engine.service.fleet.watch(lambda status: details.append(status.detail))
     return details
 
 
@@ -87,7 +87,7 @@ def test_a_lost_rank_is_noticed_and_reported_and_nobody_notices(
     loser.join()
     assert answer.tokens == expected.tokens
     assert reason in details[0]
-    assert engine.service.supervisor.num_restarts == 1
+    assert engine.service.fleet.num_restarts == 1
     assert not left
     assert len(ranks(engine)) == 2
 

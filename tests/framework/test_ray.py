@@ -120,7 +120,7 @@ def test_a_lost_machine_is_noticed_and_another_takes_its_place(
     def replace() -> None:
         time.sleep(0.2)
         cluster.lose()
-        lost = engine.service.supervisor
+        lost = engine.service.fleet
         noticed.append(await_that(lambda: lost.num_restarts == 1, "noticed"))
         cluster.add()
 
@@ -136,7 +136,7 @@ def test_a_rank_that_is_killed_is_reported_with_its_reason(
     engine: Engine, cluster: Cluster
 ) -> None:
     details: list[str] = []
-    engine.service.supervisor.watch(lambda status: details.append(status.detail))
+    engine.service.fleet.watch(lambda status: details.append(status.detail))
     [rank] = cluster.processes("pluribus.parallel.rank")
     rank.kill()
     engine.generate(PROMPT, GREEDY)

@@ -274,7 +274,7 @@ def test_what_nobody_has_seen_is_run_again_by_the_next_engine() -> None:
     async def test(service: Service) -> None:
         answers = await asyncio.gather(*(answer(service) for _ in range(6)))
         assert {got.tokens for got in answers} == {(1002, 1003, 1004, 1005)}
-        assert service.supervisor.num_restarts == 1
+        assert service.fleet.num_restarts == 1
         assert service.status.state is State.READY
 
     run(test, on_executors(dying(after=2), second), parts())
@@ -293,7 +293,7 @@ def test_what_has_been_shown_fails_and_says_so() -> None:
 
         with pytest.raises(EngineError, match=r"the engine died: .*on fire"):
             await read()
-        await service.supervisor.wait_ready()
+        await service.fleet.wait_ready()
         await answer(service)
 
     run(test, on_executors(first, CountingExecutor()), parts())
@@ -303,7 +303,7 @@ def test_a_generation_that_kills_engines_is_not_tried_for_ever() -> None:
     async def test(service: Service) -> None:
         with pytest.raises(EngineError, match="the engine died"):
             await answer(service)
-        await service.supervisor.wait_ready()
+        await service.fleet.wait_ready()
         await answer(service)
 
     run(test, on_executors(dying(), dying(), CountingExecutor()), parts())
@@ -316,7 +316,7 @@ def test_engines_that_keep_dying_are_given_up() -> None:
         assert service.status.state is State.FAILED
         with pytest.raises(EngineError, match="the service is failed"):
             await answer(service)
-        assert not service.supervisor.is_advancing()
+        assert not service.fleet.is_advancing()
 
     run(test, on_executors(dying(), dying()), parts(engine=EngineConfig(max_restarts=1)))
 
@@ -333,7 +333,7 @@ def test_a_batcher_that_breaks_its_contract_is_not_started_again() -> None:
         with pytest.raises(EngineError, match=r"the engine died: the batcher .*Idle plans no step"):
             await answer(service)
         assert service.status.state is State.FAILED
-        assert service.supervisor.num_restarts == 0
+        assert service.fleet.num_restarts == 0
 
     run(test, ThreadHost(lambda progress: engine), parts())
 

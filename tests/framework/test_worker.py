@@ -16,9 +16,9 @@ from transformers import OPTForCausalLM, RepetitionPenaltyLogitsProcessor
 
 from opt.reading import decoder
 from opt.variants import architecture, canonical, hugging_face
-from pluribus import worker as worker_module
+from pluribus import head as head_module
 from pluribus.generation import SamplingParams, TokenLogprobs
-from pluribus.interfaces import KVShape, KVStore, ModelSpec
+from pluribus.interfaces import KVShape, KVStore, ModelSpec, Network
 from pluribus.sampler import NextTokens, Sampler
 from pluribus.slots import SlotState
 from pluribus.step import Admission, Row, Step, StepResult
@@ -43,6 +43,8 @@ SPEC = ModelSpec(
     pad_token_id=1,
     dtype="float32",
     num_parameters=0,
+    num_layer_parameters=1,
+    num_head_parameters=1,
 )
 SHAPE = KVShape(num_layers=3, num_heads=4, head_dim=8, num_slots=4, max_length=40, num_tokens=160)
 
@@ -67,8 +69,9 @@ def expected_logits(text: Sequence[int]) -> Tensor:
 class Driver:
     """What an engine does, by hand."""
 
-    def __init__(self) -> None:
-        self.worker = Worker(ours(), ReferenceKVStore(), SPEC, SHAPE, torch.device("cpu"))
+    def __init__(self, network: Network | None = None) -> None:
+        store, device = ReferenceKVStore(), torch.device("cpu")
+        self.worker = Worker(network or ours(), store, SPEC, SHAPE, device)
         self.num_steps = 0
 
     def submit(
@@ -215,7 +218,7 @@ def test_prompt_logprobs_are_transformers_however_the_prompt_is_cut(
     cuts: tuple[int, ...], bound: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bound:
-        monkeypatch.setattr(worker_module, "MAX_LOGITS", bound)
+        monkeypatch.setattr(head_module, "MAX_LOGITS", bound)
     driver, admitted = Driver(), [admission(SCORES)]
     scores: list[TokenLogprobs] = []
     starts = [sum(cuts[:index]) for index in range(len(cuts) + 1)]
@@ -248,9 +251,8 @@ class Counting:
 
 
 def test_few_logits_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "MAX_LOGITS", 4 * 96 + 50)
-    driver = Driver()
-    driver.worker.network = network = Counting()
+    monkeypatch.setattr(head_module, "MAX_LOGITS", 4 * 96 + 50)
+    driver = Driver(network := Counting())
     row = Row(0, 0, len(PROMPT), samples=True, scores=True)
     driver.submit(row, admitted=[admission(SCORES)])()
     assert network.asked == [1, 4, 4, 2]

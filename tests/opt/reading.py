@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pluribus.generation import SamplingParams
-from pluribus.interfaces import Place, Share
-from pluribus.parallel.group import TensorParallel
+from pluribus.interfaces import ModelSpec, Place, Share, TokenLayout
+from pluribus.parallel.group import TensorParallel, tensor_group
+from pluribus.parallel.hybrid import HybridParallelism, HybridParallelismConfig
+from pluribus.parallel.ring import join_ring
 from pluribus.step import Admission, Row
 from pluribus.testing.reference import ReferenceKVStore
 from pluribus_opt.config import OPTConfig
@@ -24,6 +27,26 @@ def fill(parts: Iterable[Part], tensors: Mapping[str, Tensor]) -> None:
     for part in parts:
         assert tensors[part.name].shape == part.shape
         part.target.copy_(tensors[part.name][part.index])
+
+
+def spec(config: OPTConfig) -> ModelSpec:
+    """Return what a split must know of an architecture."""
+    return ModelSpec(
+        name="tiny",
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        num_token_ids=config.vocab_size,
+        max_length=config.max_position_embeddings,
+        eos_token_ids=config.eos_token_ids,
+        pad_token_id=config.pad_token_id,
+        dtype=config.dtype,
+        num_parameters=config.num_parameters,
+        num_layer_parameters=config.num_layer_parameters,
+        num_head_parameters=config.num_head_parameters,
+    )
 
 
 def whole(num_layers: int, tp: TensorParallel | None = None) -> Place:
@@ -40,8 +63,17 @@ def decoder(
     tp: TensorParallel | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> OPTDecoder:
-    """Return our decoder on the CPU, filled."""
-    place = whole(config.num_hidden_layers, tp)
+    """Return our decoder on the CPU, all layers of it, filled."""
+    return decoder_at(whole(config.num_hidden_layers, tp), config, tensors, dtype)
+
+
+def decoder_at(
+    place: Place,
+    config: OPTConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> OPTDecoder:
+    """Return what a rank holds of our decoder on the CPU, filled."""
     network = OPTDecoder.empty(config, place, torch.device("cpu"), dtype)
     for parameter in network.parameters():
         parameter.fill_(math.nan)  # what stays unfilled must not matter
@@ -72,8 +104,37 @@ class Reading:
         ]
         for row in rows:
             self.num_read[row.slot] += row.num_tokens
-        x = self.network.embed(torch.tensor(tokens), layout.positions)
+        return self._run(torch.tensor(tokens), layout)
+
+    def _run(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        x = self.network.embed(tokens, layout.positions)
         return self.network.logits(self.network(x, self.store)[layout.last])
+
+
+class StageReading(Reading):
+    """The same on one stage of a pipeline; the logits come from the last one."""
+
+    def __init__(
+        self, network: OPTDecoder, texts: Sequence[Sequence[int]], place: Place, width: int
+    ) -> None:
+        super().__init__(network, texts)
+        self.place = place
+        self.width = width
+        self.num_steps = 0
+
+    def _run(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        ring, share = self.place.ring, self.place.share
+        assert ring is not None
+        if share.is_first:
+            x = self.network.embed(tokens, layout.positions)
+        else:
+            x = ring.inlet.receive([len(tokens), self.width], torch.float32)
+        hidden: Tensor = self.network(x, self.store)
+        if share.is_last:
+            return self.network.logits(hidden[layout.last])
+        ring.outlet.send(hidden, self.num_steps)
+        self.num_steps += 1
+        return hidden.new_zeros(0)
 
 
 def _admission(slot: int, prompt: Sequence[int]) -> Admission:
@@ -101,7 +162,26 @@ def read_cases(tp: TensorParallel, cases: Mapping[str, Case]) -> dict[str, Tenso
     return {name: _read(tp, case) for name, case in cases.items()}
 
 
+def read_cases_in_stages(ranks: TensorParallel, cases: Mapping[str, Case]) -> dict[str, Tensor]:
+    """Return the same from the last of two stages of two ranks each; nothing from the first."""
+    parallelism = HybridParallelism(HybridParallelismConfig(tensor_size=2, pipeline_size=2))
+    share = parallelism.share(ranks.rank, spec(next(iter(cases.values())).config))
+    tensor, ring = tensor_group(share), join_ring(share, torch.device("cpu"))
+    place = Place(share=share, tensor=tensor, ring=ring)
+    logits = {}
+    for name, case in cases.items():
+        network = decoder_at(place, case.config, case.tensors)
+        reading = StageReading(network, case.texts, place, case.config.hidden_size)
+        logits[name] = _read_on(reading)
+    # Whoever sends stays until all has been received.
+    dist.barrier()
+    return logits
+
+
 def _read(tp: TensorParallel, case: Case) -> Tensor:
-    reading = Reading(decoder(case.config, case.tensors, tp), case.texts)
-    before = reading.step({slot: len(text) - 1 for slot, text in enumerate(case.texts)})
-    return torch.stack([before, reading.step(dict.fromkeys(range(len(case.texts)), 1))])
+    return _read_on(Reading(decoder(case.config, case.tensors, tp), case.texts))
+
+
+def _read_on(reading: Reading) -> Tensor:
+    before = reading.step({slot: len(text) - 1 for slot, text in enumerate(reading.texts)})
+    return torch.stack([before, reading.step(dict.fromkeys(range(len(reading.texts)), 1))])

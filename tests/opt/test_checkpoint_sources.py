@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,41 @@ def test_anything_else_says_what_is_allowed(
     expected = re.escape(f"model.checkpoint={checkpoint}: there is no such folder or file")
     with pytest.raises(CheckpointError, match=rf"{expected}.*repo id.*opt-stories-14m"):
         resolve(checkpoint)
+
+
+@pytest.mark.parametrize("find", [resolve, fetch_tokenizer])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("x" * 300, "File name too long"),
+        ("./" + "x/" * 3000, "File name too long"),
+        ("~nosuchuser/x", "Could not determine home directory"),
+        ("a\0b", "there is no such folder or file"),
+        ("/dev/zero", "is neither a folder nor a file with contents"),
+    ],
+    ids=["long name", "long path", "no such user", "NUL", "device"],
+)
+def test_what_can_be_no_path_is_refused_by_its_setting(
+    find: Callable[[str], object], value: str, why: str
+) -> None:
+    setting = "model.checkpoint" if find is resolve else "model.tokenizer"
+    with pytest.raises(CheckpointError, match=why) as caught:
+        find(value)
+    assert str(caught.value).startswith(f"{setting}={value}")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is neither a folder nor a file with contents"):
+        resolve(str(tmp_path / "pipe"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    for path in (tmp_path / "locked", tmp_path / "locked" / "model"):
+        with pytest.raises(CheckpointError, match=re.escape(f"model.checkpoint={path} cannot be")):
+            resolve(str(path))
 
 
 def test_a_revision_is_refused_where_it_means_nothing(tmp_path: Path) -> None:

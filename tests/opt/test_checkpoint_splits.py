@@ -24,8 +24,10 @@ from transformers import OPTForCausalLM
 from opt.checkpoint_files import canonical_state, tiny_opt
 from opt.mapped_reads import MappedReads
 from opt.metaseq_files import LAYOUTS, save_parts, save_shards
-from opt.reading import whole
+from opt.reading import spec, whole
+from pluribus.interfaces import Place
 from pluribus.parallel.group import TensorParallel
+from pluribus.parallel.hybrid import HybridParallelism, HybridParallelismConfig
 from pluribus_opt.checkpoint import resolve
 from pluribus_opt.checkpoint.stored import StoredTensor, join, unflatten
 from pluribus_opt.config import OPTConfig
@@ -43,9 +45,6 @@ SIZES = {
     "word_embed_proj_dim": 48,
 }
 POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
-
-FIRST_STAGE = ("decoder.embed_", "decoder.project_in.")
-LAST_STAGE = ("decoder.embed_tokens.", "decoder.final_layer_norm.", "decoder.project_out.")
 
 MODELS = {
     "pre-norm": tiny_opt(**SIZES),
@@ -65,26 +64,19 @@ class Split:
 
     def ranks(self, config: OPTConfig) -> Iterator[list[Part]]:
         """Yield what each rank holds, its targets full of something else."""
-        for stage in range(self.pipeline):
-            for rank in range(self.tensor):
-                tp = TensorParallel(rank, self.tensor)
-                place = whole(config.num_hidden_layers, tp)
-                decoder = OPTDecoder.empty(config, place, torch.device("cpu"), torch.float32)
-                for parameter in decoder.parameters():
-                    parameter.fill_(torch.nan)
-                yield [p for p in decoder.parts() if self._holds(stage, p.name, config)]
-
-    def _holds(self, stage: int, name: str, config: OPTConfig) -> bool:
-        if name.startswith("decoder.layers."):
-            layer = int(name.split(".")[2])
-            return layer * self.pipeline // config.num_hidden_layers == stage
-        is_last = stage == self.pipeline - 1
-        return (stage == 0 and name.startswith(FIRST_STAGE)) or (
-            is_last and name.startswith(LAST_STAGE)
-        )
+        sizes = HybridParallelismConfig(tensor_size=self.tensor, pipeline_size=self.pipeline)
+        parallelism = HybridParallelism(sizes)
+        for rank in range(parallelism.world_size):
+            share = parallelism.share(rank, spec(config))
+            tp = TensorParallel(share.tensor_rank, share.tensor_size)
+            place = Place(share=share, tensor=tp)
+            decoder = OPTDecoder.empty(config, place, torch.device("cpu"), torch.float32)
+            for parameter in decoder.parameters():
+                parameter.fill_(torch.nan)
+            yield list(decoder.parts())
 
 
-SPLITS = [Split(1), Split(2), Split(3), Split(4), Split(1, 2), Split(2, 2)]
+SPLITS = [Split(1), Split(2), Split(3), Split(4), Split(1, 2), Split(1, 3), Split(2, 2)]
 
 
 def architecture(model: OPTForCausalLM) -> OPTConfig:
@@ -99,12 +91,15 @@ def assert_filled(parts: list[Part], state: dict[str, Tensor]) -> None:
 
 def assert_shares(folder: Path, model: OPTForCausalLM, layout: str, split: Split) -> None:
     LAYOUTS[layout](model, folder)
+    held: set[str] = set()
     for parts in split.ranks(config := architecture(model)):
         checkpoint = resolve(str(folder)).open(config)
         with MappedReads(folder.iterdir()) as reads:
             checkpoint.read_into(parts, lambda done, total: None)
         assert_filled(parts, canonical_state(model))
         assert reads.num_bytes.total() == sum(part.target.nbytes for part in parts)
+        held.update(part.name for part in parts)
+    assert held == canonical_state(model).keys()
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
@@ -213,11 +208,12 @@ def test_the_plugin_loads_what_does_not_describe_itself(tmp_path: Path, layout: 
     network = opt.load(
         whole(opt.spec.num_layers),
         torch.device("cpu"),
-        torch.float32,
+        torch.float64,  # in which nothing is packed, so that it can be read
         lambda done, total: None,
     )
     assert isinstance(network, OPTDecoder)
-    assert_filled(list(network.parts()), canonical_state(model))
+    state = {name: tensor.double() for name, tensor in canonical_state(model).items()}
+    assert_filled(list(network.parts()), state)
 
 
 def small_tokenizer(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from transformers import OPTConfig as HuggingFaceConfig
 from transformers import OPTForCausalLM
 
 from opt.ranks import run_on_ranks
-from opt.reading import Case, Reading, decoder, read_cases, whole
+from opt.reading import Case, Reading, decoder, read_cases, read_cases_in_stages, whole
 from opt.variants import VARIANTS, architecture, canonical, hugging_face
 from pluribus.step import Row
 from pluribus_opt.config import SIZES, OPTConfig
@@ -126,19 +126,36 @@ def test_parameters_take_no_gradient() -> None:
     assert not any(parameter.requires_grad for parameter in ours("pre-norm").parameters())
 
 
-@pytest.fixture(scope="module")
-def logits_of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    cases = {
+def cases() -> dict[str, Case]:
+    return {
         name: Case(architecture(theirs(name)), canonical(theirs(name)), LONGER_TEXTS)
         for name in VARIANTS
     }
-    return run_on_ranks(2, read_cases, cases, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def logits_of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    return run_on_ranks(2, read_cases, cases(), tmp_path_factory.mktemp("ranks"))
 
 
 @every_variant
 def test_two_ranks_are_as_one(variant: str, logits_of_two_ranks: list[dict[str, Tensor]]) -> None:
     wanted = [expected(variant, text)[-2:] for text in LONGER_TEXTS]
     for logits in logits_of_two_ranks:
+        assert_same(logits[variant], torch.stack(wanted, dim=1))
+
+
+@pytest.fixture(scope="module")
+def logits_of_two_stages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    return run_on_ranks(4, read_cases_in_stages, cases(), tmp_path_factory.mktemp("stages"))[2:]
+
+
+@every_variant
+def test_two_stages_of_two_ranks_are_as_one(
+    variant: str, logits_of_two_stages: list[dict[str, Tensor]]
+) -> None:
+    wanted = [expected(variant, text)[-2:] for text in LONGER_TEXTS]
+    for logits in logits_of_two_stages:
         assert_same(logits[variant], torch.stack(wanted, dim=1))
 
 

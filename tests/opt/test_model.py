@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import OPTForCausalLM
 from opt.folders import NUM_TOKEN_IDS, write_folder, write_tokenizer
 from opt.reading import Reading, whole
 from opt.variants import hugging_face
-from pluribus import ConfigError
+from pluribus import ConfigError, ModelSpec
 from pluribus import config as conf
 from pluribus.errors import CheckpointError
 from pluribus.parallel.group import TensorParallel
@@ -26,6 +27,7 @@ from pluribus_opt import register_models
 from pluribus_opt.config import SIZES
 from pluribus_opt.decoder import OPTDecoder
 from pluribus_opt.model import OPTModel, OPTModelConfig
+from pluribus_opt.parts import Part
 
 VOCAB_SIZE = 264
 TEXT = [2, 72, 105, 99, 33, 4]
@@ -52,11 +54,18 @@ def make(checkpoint: Path | str | None, **settings: str | None) -> OPTModel:
     )
 
 
-def load(model: OPTModel, tp: TensorParallel | None = None) -> OPTDecoder:
+def load(
+    model: OPTModel, tp: TensorParallel | None = None, dtype: torch.dtype = torch.float32
+) -> OPTDecoder:
     place = whole(model.spec.num_layers, tp)
-    network = model.load(place, torch.device("cpu"), torch.float32, lambda done, total: None)
+    network = model.load(place, torch.device("cpu"), dtype, lambda done, total: None)
     assert isinstance(network, OPTDecoder)
     return network
+
+
+def parts(model: OPTModel, tp: TensorParallel | None = None) -> list[Part]:
+    """Return what is loaded in a dtype in which nothing is packed, so that it can be read."""
+    return list(load(model, tp, torch.float64).parts())
 
 
 def write_config(path: Path, **changes: Any) -> str:
@@ -160,6 +169,29 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path, content: str
         make("random", config=str(path))
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("x" * 300, "File name too long"),
+        ("~nosuchuser/x", "Could not determine home directory"),
+        ("/dev/zero", "there is no such file"),
+    ],
+    ids=["long name", "no such user", "device"],
+)
+def test_what_can_be_no_config_file_is_refused_by_its_setting(path: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.config={path}: .*{why}"):
+        make("random", config=path)
+
+
+def test_what_goes_in_front_is_the_tokenizers_to_say(folder: Path) -> None:
+    """The config.json of OPT's first release has 0 for the id of what its tokenizer calls 2."""
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "bos_token_id": 0}))
+    assert make(folder).tokenizer().encode("Hi")[0] == 2
+    (folder / "tokenizer_config.json").unlink()
+    assert make(folder).tokenizer().encode("Hi")[0] == 0
+
+
 def test_the_checkpoints_own_tokenizer_is_used(folder: Path) -> None:
     ids = make(folder).tokenizer().encode("Hi")
     assert ids[0] == 2
@@ -195,8 +227,7 @@ def test_random_weights_are_noted() -> None:
 
 def test_random_weights_start_as_transformers_starts_opt(tmp_path: Path, tokenizer: str) -> None:
     config = write_config(tmp_path / "some.json", vocab_size=VOCAB_SIZE)
-    network = load(make("random", config=config, tokenizer=tokenizer))
-    for part in network.parts():
+    for part in parts(make("random", config=config, tokenizer=tokenizer)):
         if len(part.shape) == 2:
             assert part.target.std().item() == pytest.approx(0.02, rel=0.1)
         else:
@@ -206,16 +237,16 @@ def test_random_weights_start_as_transformers_starts_opt(tmp_path: Path, tokeniz
 def test_random_weights_are_the_same_however_they_are_split(tmp_path: Path, tokenizer: str) -> None:
     config = write_config(tmp_path / "some.json", vocab_size=VOCAB_SIZE)
     model = make("random", config=config, tokenizer=tokenizer)
-    whole = {part.name: part.target for part in load(model).parts()}
+    whole = {part.name: part.target for part in parts(model)}
     for rank in range(2):
-        for part in load(model, TensorParallel(rank, 2)).parts():
+        for part in parts(model, TensorParallel(rank, 2)):
             assert torch.equal(part.target, whole[part.name][part.index])
 
 
 def test_no_two_random_tensors_are_equal(tmp_path: Path, tokenizer: str) -> None:
     config = write_config(tmp_path / "some.json", vocab_size=VOCAB_SIZE)
-    network = load(make("random", config=config, tokenizer=tokenizer))
-    corners = [part.target[0, 0].item() for part in network.parts() if len(part.shape) == 2]
+    loaded = parts(make("random", config=config, tokenizer=tokenizer))
+    corners = [part.target[0, 0].item() for part in loaded if len(part.shape) == 2]
     assert len(set(corners)) == len(corners)
 
 
@@ -263,6 +294,46 @@ def test_a_description_needs_no_torch(folder: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def describe(**settings: str | None) -> ModelSpec:
+    return OPTModel.describe(OPTModelConfig(**settings)).spec
+
+
+@pytest.mark.parametrize("checkpoint", [None, "random", "facebook/opt-30b", "/no/such/folder"])
+def test_a_size_is_described_whatever_is_there(checkpoint: str | None) -> None:
+    spec = describe(checkpoint=checkpoint, size="opt-30b")
+    assert (spec.name, spec.num_layers, spec.num_heads) == ("opt-30b", 48, 56)
+    assert spec.num_token_ids == spec.vocab_size == 50272
+    assert bool(spec.notes) == (checkpoint == "random")
+
+
+def test_a_config_file_is_described_without_a_checkpoint(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "some.json", num_hidden_layers=5)
+    assert describe(config=config).num_layers == 5
+    assert describe(config=config).name == "some.json"
+
+
+def test_a_folder_is_described_without_its_weights_and_tokenizer(folder: Path) -> None:
+    before = make(folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).unlink()
+    described = OPTModel.describe(OPTModelConfig(checkpoint=str(folder)))
+    assert replace(described.spec, num_token_ids=NUM_TOKEN_IDS) == before.spec
+    share = whole(3).share
+    assert described.weight_bytes(share, "float32") == before.blueprint.weight_bytes(
+        share, "float32"
+    )
+
+
+def test_a_description_that_contradicts_the_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.size=opt-125m contradicts"):
+        describe(checkpoint=str(folder), size="opt-125m")
+
+
+def test_nothing_to_describe_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.checkpoint is not set"):
+        describe()
 
 
 def test_the_plugin_offers_opt() -> None:

@@ -22,6 +22,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "no-final-norm": {"_remove_final_layer_norm": True},
         "no-bias": {"enable_bias": False},
         "plain-norms": {"layer_norm_elementwise_affine": False},
+        "three-heads": {"hidden_size": 48, "num_attention_heads": 3},
         "head-dim-80": {"hidden_size": 160, "num_attention_heads": 2},
         "odd-vocabulary": {"vocab_size": 101},
         "gelu": {"activation_function": "gelu"},

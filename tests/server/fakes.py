@@ -67,6 +67,8 @@ SPEC = ModelSpec(
     pad_token_id=1,
     dtype="float32",
     num_parameters=1,
+    num_layer_parameters=1,
+    num_head_parameters=1,
 )
 
 
@@ -171,7 +173,7 @@ class FakeEngine(EngineClient):
     def _die(self) -> None:
         assert self.service is not None
         self.service.become(State.FAILED, "the engine died")
-        self.service.engine_died("as a test wanted")
+        self.service.die("as a test wanted")
 
     def _tell(
         self, submit: Submit, tokens: list[int], start: int, reason: FinishReason | None
@@ -190,7 +192,7 @@ class FakeEngine(EngineClient):
             reason,
             TIMING if reason else None,
         )
-        self.service.engine_spoke(Stepped((output,), STATS))
+        self.service.replica.engine_spoke(Stepped((output,), STATS))
 
 
 class FakeHost(EngineHost):
@@ -240,7 +242,8 @@ class FakeService(Service):
         cache = cache or NoResponseCache(NoResponseCacheConfig())
         super().__init__(_parts(notes, cache, max_waiting), Plugins(), FakeHost(self.engine))
         self.engine.service = self
-        self.supervisor._client = self.engine
+        [self.replica] = self.fleet.replicas
+        self.replica.supervisor._client = self.engine
         self.become(State.READY, "as if started")
         self.refusal = refusal
         self.calls: list[tuple[Prompt, SamplingParams, bool]] = []
@@ -248,12 +251,17 @@ class FakeService(Service):
 
     def become(self, state: State, detail: str = "") -> None:
         """Pretend that the engine is in ``state``."""
-        self.supervisor._status = Status(state, detail)
+        self.replica.supervisor._status = Status(state, detail)
+        self.replica.supervisor._is_loaded = state in (State.READY, State.STOPPING)
 
     def stall(self) -> None:
         """Pretend that the engine has work and has not advanced for very long."""
-        self.supervisor.set_has_work(True)
-        self.supervisor._advanced = float("-inf")
+        self.replica.supervisor.set_has_work(True)
+        self.replica.supervisor._advanced = float("-inf")
+
+    def die(self, reason: str) -> None:
+        """Pretend that the engine is gone."""
+        self.replica.engine_died(reason)
 
     def query(self, prompt: Prompt, params: SamplingParams, *, fit: bool = False) -> Query:
         self.calls.append((prompt, params, fit))

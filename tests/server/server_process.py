@@ -62,9 +62,14 @@ class Server:
         return self.url
 
     def engine(self) -> psutil.Process:
-        """Return the engine's process."""
-        [engine] = psutil.Process(self.process.pid).children()
+        """Return the engine's process, where there is one."""
+        [engine] = self.engines()
         return engine
+
+    def engines(self) -> list[psutil.Process]:
+        """Return the engines' processes, the eldest first."""
+        engines = psutil.Process(self.process.pid).children()
+        return sorted(engines, key=lambda engine: (engine.create_time(), engine.pid))
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the front."""

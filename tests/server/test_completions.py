@@ -337,6 +337,11 @@ def test_a_request_runs_for_whom_it_comes() -> None:
         ({"logit_bias": {"a": 1}}, "logit_bias.a", '"a" is not a token id in a string'),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "101 is above the maximum, 100"),
         ({"logit_bias": {"259": 1}}, "logit_bias", "token ids must be from 0 to 258, got 259"),
+        (
+            {"logit_bias": {str(id_): 1 for id_ in range(301)}},
+            "logit_bias",
+            "logit_bias may name 300 ids, got 301",
+        ),
         ({"stop_token_ids": [259]}, "stop_token_ids", "from 0 to 258, got 259"),
         ({"stop_token_ids": 5}, "stop_token_ids", "5 is not an array of integers or null"),
         ({"suffix": "b"}, "suffix", "is not supported"),

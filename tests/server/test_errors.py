@@ -193,6 +193,16 @@ def test_says_which_methods_are_allowed() -> None:
     assert error_of(response)["message"] == "GET is not allowed at /generation; allowed: POST"
 
 
+@pytest.mark.parametrize("path", ["/generation/", "/v1/completions/", "/livez/", "/docs/"])
+def test_a_path_with_a_slash_too_many_leads_nowhere(path: str) -> None:
+    """Least of all to where the request's own Host header says."""
+    response = CLIENT.request(
+        "GET", path, headers={"Host": "elsewhere.example"}, follow_redirects=False
+    )
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+
+
 def test_says_that_there_is_nothing() -> None:
     response = CLIENT.post("/generations", json={"prompt": "Once"})
     assert response.status_code == 404

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_one_line_a_request_tells_how_it_went_and_not_what_was_said(
     }.items()  # fmt: skip
     assert 0 <= ours[0]["seconds"] < 10
     assert SECRET not in json.dumps(ours)
+
+
+@pytest.mark.parametrize("log_format", ["auto", "json", "console"])
+def test_nothing_is_logged_where_there_is_no_standard_error(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    configure_logging(log_format, "info")
+    structlog.stdlib.get_logger("pluribus").info("nobody reads this")
 
 
 def test_records_of_libraries_carry_the_request_id_and_their_arguments(

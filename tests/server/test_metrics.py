@@ -11,11 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from pluribus.engine.messages import Stats, Stepped
+from pluribus.engine.messages import Ready, Stats, Stepped
 from pluribus.generation import SamplingParams
 from pluribus.server.config import ServerConfig
 from pluribus.server.metrics import MAX_TENANTS, OTHER
-from pluribus.service import Service
 from pluribus.supervisor import State
 from pluribus_caches.response.lru import LRUResponseCache
 from server.fakes import CONTINUATION, FakeService, client_of, listening
@@ -41,6 +40,8 @@ NAMES = {
     "pluribus_prefix_cache_queried_tokens_total": "counter",
     "pluribus_prompt_tokens_total": "counter",
     "pluribus_queue_seconds": "histogram",
+    "pluribus_replica_generations": "gauge",
+    "pluribus_replicas": "gauge",
     "pluribus_requests_rejected_total": "counter",
     "pluribus_requests_total": "counter",
     "pluribus_response_cache_hits_total": "counter",
@@ -76,7 +77,7 @@ def value(client: TestClient, name: str) -> float:
     return values(client, name)["*"]
 
 
-def tell(service: Service, *, step_seconds: float, num_running: int = 0) -> None:
+def tell(service: FakeService, *, step_seconds: float, num_running: int = 0) -> None:
     """Let the engine say how it is."""
     stats = Stats(
         num_steps=1,
@@ -89,7 +90,7 @@ def tell(service: Service, *, step_seconds: float, num_running: int = 0) -> None
         num_batch_tokens=3,
         step_seconds=step_seconds,
     )
-    service.engine_spoke(Stepped((), stats))
+    service.replica.engine_spoke(Stepped((), stats))
 
 
 def test_the_names_are_the_promised_ones() -> None:
@@ -170,7 +171,7 @@ def test_steps_are_measured_once_each() -> None:
 def test_readings_are_of_the_moment() -> None:
     service = FakeService()
     client = client_of(service)
-    service.num_kv_tokens = 1000
+    service.replica.engine_ready(Ready(1000))
     assert value(client, "engine_ready") == 1
     assert value(client, "kv_cache_used_tokens") == 0
     tell(service, step_seconds=0.01, num_running=2)
@@ -188,8 +189,8 @@ def test_an_engine_that_died_holds_nothing() -> None:
     client = client_of(service)
     tell(service, step_seconds=0.01, num_running=2)
     service.become(State.LOADING)
-    service.supervisor.num_restarts = 1
-    service.engine_died("killed by a test")
+    service.replica.supervisor.num_restarts = 1
+    service.die("killed by a test")
     assert value(client, "engine_ready") == 0
     assert value(client, "generations_running") == 0
     assert value(client, "kv_cache_used_tokens") == 0
@@ -222,7 +223,7 @@ def test_generations_that_fail_are_counted() -> None:
     async def life() -> None:
         with service.ask(service.query("Once", SamplingParams())):
             service.become(State.FAILED)
-            service.engine_died("killed by a test")
+            service.die("killed by a test")
 
     asyncio.run(life())
     assert values(client, "generations_total") == {"error,anonymous": 1}

@@ -1,8 +1,9 @@
 """An engine that is given whole workloads, and what is measured of it.
 
 It gets token ids over the channel that it has to the front. Where it is a thread of this
-process, what the network takes is timed where the engine calls it, and what is left of a step
-is the engine's own: schedule, ledger, sampling, hand-over.
+process, what the network takes is timed where the engine calls it, and so is choosing tokens
+from its logits. What is left of a step is the engine's own: schedule, ledger, setting up what
+the network and the sampler do, reading tokens, handing them over.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ class Measurement:
 
     @property
     def engine_seconds(self) -> list[float]:
-        """What passed between the network's work for a step and its work for the next."""
-        return [after.started - before.ended for before, after in itertools.pairwise(self.passes)]
+        """What passed between the model's work for a step and its work for the next."""
+        return [
+            after.started - before.ended - before.choosing
+            for before, after in itertools.pairwise(self.passes)
+        ]
 
     def report(self) -> dict[str, Any]:
         """Return what there is to print."""
@@ -78,6 +82,7 @@ class Measurement:
             "steps": len(self.steps),
             "step_ms": milliseconds(self.steps),
             "model_ms": milliseconds([p.ended - p.started for p in self.passes]),
+            "choosing_ms": milliseconds([p.choosing for p in self.passes]),
             "engine_ms": milliseconds(self.engine_seconds),
             "ttft_ms": milliseconds([course.first for course in courses]),
             "tpot_ms": milliseconds(decodes),
@@ -111,6 +116,11 @@ class BenchEngine:
 
     def __init__(self, config: DictConfig, plugins: Plugins) -> None:
         self.parts = runtime.assemble(config, plugins)
+        if (num_replicas := self.parts.replicas.replicas) > 1:
+            raise ConfigError(
+                f"parallel.replicas={num_replicas}: bench measures one engine; "
+                "choose parallel.replicas=1"
+            )
         self._bos = self.parts.model.tokenizer().encode("")
         self._passes: list[ForwardPass] = []
         self._host = _host(self.parts, plugins, self._passes)
@@ -220,6 +230,13 @@ def _host(parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass]) -> 
     timed = replace(parts, model=TimedModel(parts.model, passes))
 
     def start_core(progress: Progress) -> EngineCore:
-        return runtime.start(timed, plugins, progress, fail=logger.critical)
+        from pluribus.bench.timed_sampler import TimedSampler
+        from pluribus.worker import Worker
+
+        core = runtime.start(timed, plugins, progress, fail=logger.critical)
+        worker = core.executor
+        if type(worker) is Worker:  # CUDA's runs ahead: there is no host time to tell apart
+            worker.sampler = TimedSampler(worker.state, passes)
+        return core
 
     return ThreadHost(start_core)

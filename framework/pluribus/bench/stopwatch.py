@@ -6,7 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pluribus.interfaces import KVStore, Model, ModelSpec, Network, Place, Progress, Tokenizer
+from pluribus.interfaces import (
+    Blueprint,
+    KVStore,
+    Model,
+    ModelSpec,
+    Network,
+    Place,
+    Progress,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -15,10 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ForwardPass:
-    """When the network began a step and when it gave its last logits; performance counter."""
+    """When the network began a step and when it gave its last logits; performance counter.
+
+    ``choosing`` is the seconds after that in which tokens were chosen from logits.
+    """
 
     started: float
     ended: float
+    choosing: float = 0.0
 
 
 class TimedNetwork(Network):
@@ -60,6 +73,10 @@ class TimedModel(Model):
     @property
     def spec(self) -> ModelSpec:
         return self._model.spec
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return self._model.blueprint
 
     @property
     def fingerprint(self) -> str:

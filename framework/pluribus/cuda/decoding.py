@@ -60,9 +60,10 @@ class Decoding:
         size = bucket(self._sizes, len(slots))
         assert size is not None, f"{len(slots)} rows where there are {self._state.padding} slots"
         key = (size, self._sampler.is_ranked(slots))
-        self._ask(slots, size)
         if key not in self._graphs:
+            self._ask((), size)  # capturing runs a pass, which nobody's text may see
             self._graphs.capture(key)
+        self._ask(slots, size)
         self._rows.counter.zero_()
         started = Arrival(self._device)
         self._graphs.replay(key, passes)

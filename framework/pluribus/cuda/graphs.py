@@ -18,8 +18,8 @@ class Graphs(Generic[Key]):
     """Graphs of ``run``, one for each key that comes up.
 
     Args:
-        run: launches the work of a key. Every launch is fixed by the key, and running it twice
-            does no harm: capturing it runs it once for what is compiled or allocated by then.
+        run: launches the work of a key. Every launch is fixed by the key, and capturing runs it
+            once before, for what is compiled or allocated at first: it has to do no harm then.
         device: whose graphs they are.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from enum import Enum, auto
 
 import torch
@@ -14,6 +13,7 @@ from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.sampler import CudaSampler
+from pluribus.cuda.stage import make_state
 from pluribus.cuda.state import CudaSlotState
 from pluribus.interfaces import KVShape, ModelSpec, Network
 from pluribus.interfaces.device_store import DeviceKVStore
@@ -29,6 +29,9 @@ Result = Callable[[], StepResult]
 class CudaWorker(Worker):
     """Runs steps as they are submitted, none waiting for the result of another."""
 
+    state: CudaSlotState
+    sampler: CudaSampler
+
     def __init__(
         self,
         network: Network,
@@ -41,8 +44,6 @@ class CudaWorker(Worker):
         started = time.monotonic()
         self._device = device
         self._device_store = store
-        self.state: CudaSlotState = CudaSlotState(shape, spec.num_token_ids, device)
-        self.sampler: CudaSampler = CudaSampler(self.state)
         parts = (network, store, self.state, self.sampler, device)
         with torch.inference_mode():
             self._decoding = Decoding(*parts)
@@ -69,6 +70,9 @@ class CudaWorker(Worker):
             self.store.admit(admission)
         self._device_store.flush()
         return self._run_all(step.rows, step.passes)
+
+    def _make_state(self) -> tuple[CudaSlotState, CudaSampler]:
+        return make_state(self.shape, self.spec, self.device)
 
     def _run_all(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows, each in the way that suits it."""
@@ -97,7 +101,7 @@ class CudaWorker(Worker):
     def _launch(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows as any worker does, once for each pass."""
         arrivals = [
-            self._on_its_way(self._run([replace(row, start=row.start + at) for row in rows]))
+            self._on_its_way(self._run([row._replace(start=row.start + at) for row in rows]))
             for at in range(passes)
         ]
         return lambda: _joined([read() for read in arrivals])

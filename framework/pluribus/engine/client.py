@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
 import threading
@@ -17,6 +19,7 @@ from pluribus.engine.core import EngineCore
 from pluribus.engine.loop import run_engine
 from pluribus.engine.messages import PROTOCOL_VERSION, FromEngine, FromFront, Start
 from pluribus.interfaces import Progress
+from pluribus.terminal import companions
 
 MAX_FRAME = 1 << 30
 
@@ -85,17 +88,21 @@ class ProcessHost(EngineHost):
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for us, who then end the engine in good order
+                process_group=0,  # with its ranks; Ctrl-C is for us, who then end them all
             )
+        companions.add(self._process.pid)
         client = await _client(ours)
         client.send(Start(PROTOCOL_VERSION, self._config))
         return client
 
     async def kill(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        if (process := self._process) is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        companions.discard(process.pid)
+        if self._process is process:  # whoever found it silent may have waited for it as well
             self._process = None
 
 

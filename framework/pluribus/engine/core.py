@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pluribus.engine.messages import Output, Stats, Timing
 from pluribus.engine.plan import check_plan, check_repeats
+from pluribus.engine.rotation import Rotation
 from pluribus.errors import RequestError
 from pluribus.generation import Batch, FinishReason, Generation, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
@@ -40,10 +41,12 @@ class StepUnderWay:
 class Running:
     """What the engine keeps of a generation beside the generation itself.
 
-    Times are seconds on the monotonic clock; the steps counted are those it took part in.
+    Times are seconds on the monotonic clock; the steps counted are those it took part in;
+    ``ends`` are the ids that end it.
     """
 
     arrived: float
+    ends: tuple[int, ...]
     num_reported: int = 0
     has_reported_prompt: bool = False
     started: float = 0.0
@@ -55,8 +58,10 @@ class Running:
 class EngineCore:
     """Drives generations from their prompt to their end. Belongs to one thread.
 
-    Steps are planned from counts alone, so up to ``lookahead`` of them may be under way
-    before the tokens of the first are known.
+    A batch is cut into parts, a step each, so that every stage of a pipeline has one to work on:
+    while the last of them is under way, the first comes back and goes on. Steps are planned from
+    counts alone, so ``lookahead`` of them more may be under way before the tokens of the first are
+    known.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class EngineCore:
         eos_token_ids: tuple[int, ...],
         observer: Observer,
         lookahead: int = 0,
+        rotation: Rotation | None = None,
     ) -> None:
         self.batcher = batcher
         self.ledger = ledger
@@ -74,11 +80,14 @@ class EngineCore:
         self.eos_token_ids = eos_token_ids
         self.observer = observer
         self.lookahead = lookahead
+        self.rotation = rotation or Rotation(num_stages=1, provides=())
         self.num_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._last_step = (0, 0, 0.0)
+        self._parts: deque[Batch] = deque()
         self._under_way: deque[StepUnderWay] = deque()
+        self._max_under_way = lookahead
         self._free_slots = list(reversed(range(executor.kv_shape.num_slots)))
         self._evicted: list[int] = []
         self._running: dict[Generation, Running] = {}
@@ -102,7 +111,9 @@ class EngineCore:
                 param="max_tokens",
             )
         self.batcher.add(generation)
-        self._running[generation] = Running(arrived=time.monotonic())
+        params = generation.params
+        ends = params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
+        self._running[generation] = Running(arrived=time.monotonic(), ends=ends)
 
     def step(self) -> list[Output]:
         """Schedule, run, update; return what generations have gained.
@@ -110,17 +121,10 @@ class EngineCore:
         Raises:
             PluginError: the batcher breaks its contract.
         """
-        batch = self.batcher.next_batch()
-        check_plan(
-            self.batcher,
-            batch,
-            self._running,
-            num_free_slots=len(self._free_slots),
-            is_idle=not self._under_way,
-        )
-        if batch is not None:
-            self._under_way.append(self._submit(batch))
-        if self._under_way and (batch is None or len(self._under_way) > self.lookahead):
+        part = self._next_part() if len(self._under_way) <= self._max_under_way else None
+        if part is not None:
+            self._under_way.append(self._submit(part))
+        if self._under_way and (part is None or len(self._under_way) > self._max_under_way):
             return self._update(self._under_way.popleft())
         return []
 
@@ -148,12 +152,34 @@ class EngineCore:
             step_seconds=step_seconds,
         )
 
+    def _next_part(self) -> Batch | None:
+        """Return what to run next: of the batch at hand, or of the next one."""
+        while self._parts:
+            part = self._parts.popleft().num_tokens
+            # Who has ended since the batch was planned is not running any more.
+            if left := {g: count for g, count in part.items() if g in self._running}:
+                return Batch(left)
+        batch = self.batcher.next_batch()
+        check_plan(
+            self.batcher,
+            batch,
+            self._running,
+            num_free_slots=len(self._free_slots),
+            is_idle=not self._under_way,
+        )
+        if batch is None:
+            return None
+        self._parts.extend(self.rotation.cut(batch))
+        self._max_under_way = self.lookahead + self.rotation.most_under_way(batch, self._parts)
+        return self._parts.popleft()
+
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
         passes = self._passes(batch)
         admitted = tuple(self._admit(g) for g in batch.num_tokens if g.slot is None)
         rows = tuple(self._advance(g, count, passes) for g, count in batch.num_tokens.items())
-        step = Step(self.num_steps, evicted, admitted, rows, passes)
+        num_read = self.num_steps - len(self._under_way)
+        step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
         submitted = time.monotonic()
         return StepUnderWay(batch, rows, passes, self.executor.submit(step), submitted)
@@ -172,7 +198,8 @@ class EngineCore:
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
-        self._running[generation].started = time.monotonic()
+        running = self._running[generation]
+        running.started = time.monotonic()
         self._num_prompt_tokens += len(generation.prompt)
         self._num_cached_tokens += generation.num_cached
         params = generation.params
@@ -182,37 +209,29 @@ class EngineCore:
             prompt=generation.prompt,
             max_length=generation.max_length,
             params=params,
-            ends=self._ends(generation),
+            ends=running.ends,
             placement=self.ledger.placement(generation),
         )
 
-    def _ends(self, generation: Generation) -> tuple[int, ...]:
-        """Return the ids that end a generation."""
-        params = generation.params
-        return params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
-
     def _advance(self, generation: Generation, num_tokens: int, passes: int) -> Row:
-        start = generation.num_scheduled
-        assert generation.slot is not None
-        scheduled = start + num_tokens + passes - 1
-        generation.num_scheduled = (
-            min(scheduled, generation.max_length - 1) if passes > 1 else scheduled
-        )
+        slot, start = generation.slot, generation.num_scheduled
+        assert slot is not None
+        end = start + num_tokens + passes - 1
+        if passes > 1:
+            end = min(end, generation.max_length - 1)
+        generation.num_scheduled = end
+        length = len(generation.prompt)
+        if start >= length:
+            return Row(slot, start, num_tokens, samples=True)
         self.ledger.advance(generation)
-        in_prompt = start < len(generation.prompt)
-        return Row(
-            generation.slot,
-            start,
-            num_tokens,
-            samples=generation.num_scheduled >= len(generation.prompt),
-            scores=in_prompt and generation.params.prompt_logprobs is not None,
-        )
+        scores = generation.params.prompt_logprobs is not None
+        return Row(slot, start, num_tokens, end >= length, scores)
 
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
         seconds = time.monotonic() - step.submitted
-        num_tokens = step.passes * sum(row.num_tokens for row in step.rows)
-        self._last_step = (len(step.rows), num_tokens, seconds)
+        num_rows, num_tokens = len(step.rows), sum(step.batch.num_tokens.values())
+        self._last_step = (num_rows, step.passes * num_tokens, seconds)
         outputs = []
         at, scores = 0, iter(result.scores)
         for generation, row in zip(step.batch.num_tokens, step.rows, strict=True):
@@ -223,8 +242,9 @@ class EngineCore:
             if running is None:
                 continue
             running.num_steps += step.passes
-            running.num_companions += step.passes * len(step.rows)
-            generation.prompt_logprobs += scored
+            running.num_companions += step.passes * num_rows
+            if scored:
+                generation.prompt_logprobs += scored
             if row.samples:
                 self._append(generation, running, result, sampled)
                 outputs.append(self._output(generation, running))
@@ -239,19 +259,23 @@ class EngineCore:
             generation.finish_reason = FinishReason.LENGTH
         else:
             logprobs = result.logprobs[index] if result.logprobs else None
-            self._extend(generation, result.tokens[index], logprobs)
+            self._extend(generation, running, result.tokens[index], logprobs)
         if generation.finish_reason is not None:
             self.finish(generation)
             self.observer.generation_finished(generation)
 
     def _extend(
-        self, generation: Generation, tokens: Sequence[int], logprobs: TokenLogprobs | None
+        self,
+        generation: Generation,
+        running: Running,
+        tokens: Sequence[int],
+        logprobs: TokenLogprobs | None,
     ) -> None:
         """Take tokens; one that ends the answer is no part of it, but told with logprobs."""
         if logprobs is not None:
             generation.logprobs.append(logprobs)
         tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
-        for end in self._ends(generation):
+        for end in running.ends:
             if end in tokens:
                 tokens = tokens[: tokens.index(end)]
                 generation.finish_reason = FinishReason.STOP

@@ -51,7 +51,7 @@ def run_engine(channel: EngineChannel, start_core: Callable[[Progress], EngineCo
             EngineLoop(channel, core).run()
         core.executor.shutdown()
     except ChannelClosed:
-        logger.warning("the front is gone: the engine ends")
+        logger.debug("the front is gone: the engine ends")
     except BaseException as error:
         is_final = isinstance(error, PluribusError)
         if not is_final:

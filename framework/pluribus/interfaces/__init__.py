@@ -10,6 +10,7 @@ from pluribus.interfaces.kv_cache import (
     TokenLayout,
 )
 from pluribus.interfaces.model import (
+    Blueprint,
     CheckpointReport,
     Model,
     ModelSpec,
@@ -24,6 +25,7 @@ from pluribus.interfaces.response_cache import Answer, Query, ResponseCache
 __all__ = [
     "Answer",
     "Batcher",
+    "Blueprint",
     "Capability",
     "CheckpointReport",
     "Executor",

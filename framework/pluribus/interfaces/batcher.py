@@ -26,6 +26,17 @@ class Batcher(ABC):
     @abstractmethod
     def __init__(self, config: Any, ledger: KVLedger) -> None: ...
 
+    @classmethod
+    def most_tokens(cls, config: Any, max_length: int) -> int:
+        """Return how many tokens a step computes, at most; memory is planned for that many.
+
+        Args:
+            config: an instance of ``Config``.
+            max_length: tokens of one generation, at most.
+        """
+        most: int = config.max_batch_size * max_length
+        return most
+
     @abstractmethod
     def add(self, generation: Generation) -> None:
         """Take a generation into the queue; the engine has checked that it fits the cache."""

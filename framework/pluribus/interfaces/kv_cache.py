@@ -89,7 +89,7 @@ class KVLedger(ABC):
         """Return what the store must know of a reservation."""
 
     def advance(self, generation: Generation) -> None:  # noqa: B027 - most have nothing to do
-        """Note that ``generation.num_scheduled`` has grown: the step that computes is planned."""
+        """Note that more of the prompt, up to ``num_scheduled``, is computed by a planned step."""
 
     @abstractmethod
     def release(self, generation: Generation) -> None:
@@ -149,6 +149,15 @@ class KVCache(ABC):
     @abstractmethod
     def memory(self) -> str:
         """The ``cache.kv.memory`` setting: ``auto``, or a size such as ``4GiB``, per rank."""
+
+    def capacity(self, shape: KVShape) -> int:
+        """Return how many tokens the store of this shape allocates room for."""
+        return shape.num_tokens
+
+    @property
+    def prefix_block_size(self) -> int:
+        """Tokens of the blocks in which known beginnings of prompts are reused; 0: none are."""
+        return 0
 
     @abstractmethod
     def ledger(self, shape: KVShape) -> KVLedger:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pluribus.interfaces.kv_cache import KVStore
-    from pluribus.interfaces.parallelism import Place
+    from pluribus.interfaces.parallelism import Place, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class ModelSpec:
         pad_token_id: fills the rows of a left-padded batch.
         dtype: the checkpoint's, e.g. ``"float16"``.
         num_parameters: of the whole network.
+        num_layer_parameters: of one layer of the decoder.
+        num_head_parameters: of the product with the vocabulary that gives the logits.
         notes: said with every answer, e.g. that the weights are random.
     """
 
@@ -49,7 +51,32 @@ class ModelSpec:
     pad_token_id: int
     dtype: str
     num_parameters: int
+    num_layer_parameters: int
+    num_head_parameters: int
     notes: tuple[str, ...] = ()
+
+
+class Blueprint(Protocol):
+    """What a network takes, in plain numbers: no tensors, no checkpoint, no tokenizer.
+
+    A dtype is its name: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+    """
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the rest of the system must know; without a tokenizer every id has text."""
+
+    def weight_bytes(self, share: Share, dtype: str) -> int:
+        """Return the bytes of a rank's weights, exactly."""
+
+    def stored_bytes(self, share: Share) -> int:
+        """Return how much of the checkpoint a rank reads; 0 where there is none to read."""
+
+    def activation_bytes(self, share: Share, num_tokens: int, dtype: str) -> int:
+        """Return the most that is alive at once in a step of so many tokens.
+
+        Keys, values, attention's own work space and logits are not the network's to count.
+        """
 
 
 class TextStream(Protocol):
@@ -173,6 +200,26 @@ class Model(ABC):
     @abstractmethod
     def spec(self) -> ModelSpec:
         """What the rest of the system must know."""
+
+    @property
+    @abstractmethod
+    def blueprint(self) -> Blueprint:
+        """What the network takes."""
+
+    @classmethod
+    def describe(cls, config: Any) -> Blueprint:
+        """Say what the network takes, though checkpoint and tokenizer may be missing.
+
+        The network is asked for nothing that the settings say themselves.
+
+        Args:
+            config: an instance of ``Config``.
+
+        Raises:
+            ConfigError: nothing says what the architecture is, or this model does not plan.
+            CheckpointError: the checkpoint would have to say it, and is not there.
+        """
+        raise ConfigError(f"{cls.__name__} cannot be planned: choose another model")
 
     @property
     @abstractmethod

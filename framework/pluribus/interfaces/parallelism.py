@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pluribus.interfaces.kv_cache import KVShape
 from pluribus.interfaces.model import ModelSpec
+from pluribus.spans import even_span
 from pluribus.step import Step, StepResult
 
 if TYPE_CHECKING:
     import torch
 
     from pluribus.parallel.group import TensorParallel
+    from pluribus.parallel.ring import Ring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,10 @@ class Share:
         """Whether it turns what the last layer returns into logits."""
         return self.stage == self.num_stages - 1
 
+    def span(self, total: int) -> tuple[int, int]:
+        """Return where its part begins and ends of what its tensor-parallel group splits."""
+        return even_span(total, self.tensor_rank, self.tensor_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -53,10 +59,12 @@ class Place:
     Attributes:
         share: what it holds.
         tensor: its tensor-parallel group: who shares its layers.
+        ring: the stages before and after its own; None where one stage has all layers.
     """
 
     share: Share
     tensor: TensorParallel
+    ring: Ring | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +154,9 @@ class Launcher(ABC):
 
     Config: ClassVar[type[Any]]
     """Dataclass of the settings in the ``launcher`` section, less ``name``."""
+    is_local: ClassVar[bool] = False
+    """Whether all ranks run on this machine: only then can its devices be counted before they
+    start, and shared out among replicas."""
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...

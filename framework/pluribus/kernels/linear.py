@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pluribus.kernels.following import early, follow
+
 MAX_ROWS = 16
 """Rows of one tile of the tensor cores."""
 
@@ -62,6 +64,7 @@ def skinny_linear(
         RELU=relu,
         num_warps=num_warps,
         num_stages=num_stages,
+        **early(x),
     )
     return y
 
@@ -70,7 +73,7 @@ def skinny_linear(
 def _skinny_linear(
     x, weight, bias, y, num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     out = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
@@ -79,8 +82,13 @@ def _skinny_linear(
     w_at = weight + out[:, None].to(tl.int64) * in_features + at[None, :]
     is_row = row[:, None] < num_rows
     is_out = out[:, None] < out_features
-    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
-    for start in range(0, in_features, INPUTS):
+    # The weights' first tile does not wait for the kernel that makes the inputs.
+    inside = at[None, :] < in_features
+    w = tl.load(w_at, mask=is_out & inside, other=0.0)
+    follow(EARLY)
+    v = tl.load(x_at, mask=is_row & inside, other=0.0)
+    total = tl.dot(w, v.T)
+    for start in range(INPUTS, in_features, INPUTS):
         inside = (start + at)[None, :] < in_features
         w = tl.load(w_at + start, mask=is_out & inside, other=0.0)
         v = tl.load(x_at + start, mask=is_row & inside, other=0.0)

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pluribus.kernels.following import early, follow
+
 
 def add_layer_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -35,6 +37,7 @@ def add_layer_norm(
         ADDS=delta is not None,
         AFFINE=weight is not None,
         num_warps=min(16, max(1, block // 512)),
+        **early(x),
     )
     return total, normed
 
@@ -42,11 +45,15 @@ def add_layer_norm(
 @triton.jit
 def _add_layer_norm(
     x, delta, weight, bias, total, normed, eps, size,
-    BLOCK: tl.constexpr, ADDS: tl.constexpr, AFFINE: tl.constexpr,
+    BLOCK: tl.constexpr, ADDS: tl.constexpr, AFFINE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * size
     at = tl.arange(0, BLOCK)
     inside = at < size
+    if AFFINE:
+        scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    follow(EARLY)
     value = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         value += tl.load(delta + row + at, mask=inside, other=0.0).to(tl.float32)
@@ -58,6 +65,5 @@ def _add_layer_norm(
     variance = tl.sum(centred * centred, 0) / size
     result = centred * tl.rsqrt(variance + eps)
     if AFFINE:
-        result *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-        result += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+        result = result * scale + shift
     tl.store(normed + row + at, result.to(normed.dtype.element_ty), mask=inside)

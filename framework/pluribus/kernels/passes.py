@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pluribus.kernels.following import early, follow
+
 NUM_ENDS = 8
 """Ids that the device itself takes for the end of a text; the host knows of any number."""
 
@@ -87,14 +89,16 @@ def begin_pass(texts: Texts, rows: Rows) -> None:
         num_rows,
         len(texts.position) - 1,
         ROWS=triton.next_power_of_2(num_rows),
+        **early(rows.asked),
     )
 
 
 @triton.jit
 def _begin_pass(
     texts, stride, position, is_over, asked, slots, positions, tokens, counter, num_rows, padding,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.arange(0, ROWS)
     is_row = row < num_rows
     slot = tl.load(asked + row, mask=is_row, other=0)
@@ -132,6 +136,7 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
         len(texts.position) - 1,
         ROWS=triton.next_power_of_2(num_rows),
         ENDS=NUM_ENDS,
+        **early(rows.asked),
     )
 
 
@@ -139,8 +144,9 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
 def _end_pass(
     texts, stride, position, ends, last, is_over, slots, positions, chosen, answers, answers_stride,
     counter, num_rows, padding,
-    ROWS: tl.constexpr, ENDS: tl.constexpr,
+    ROWS: tl.constexpr, ENDS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.arange(0, ROWS)
     is_row = row < num_rows
     slot = tl.load(slots + row, mask=is_row, other=0)

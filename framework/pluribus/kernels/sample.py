@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pluribus.kernels.following import early, follow
 from pluribus.sampling.blocks import BLOCK
 
 GAMMA = tl.constexpr(-7046029254386353131)
@@ -84,6 +85,7 @@ def sample(
         BLOCKS=min(num_blocks, triton.next_power_of_2(triton.cdiv(num_ids, BLOCK))),
         RANKED=is_ranked,
         num_warps=num_warps,
+        **early(logits),
     )
     return tokens
 
@@ -91,8 +93,9 @@ def sample(
 @triton.jit
 def _sample(
     logits, row_stride, num_ids, slots, positions, temperatures, top_ks, top_ps, min_ps, seeds,
-    tokens, BLOCKS: tl.constexpr, RANKED: tl.constexpr,
+    tokens, BLOCKS: tl.constexpr, RANKED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     logits += row.to(tl.int64) * row_stride

@@ -10,10 +10,17 @@ from pluribus.interfaces import Launcher, Parallelism
 
 @hookimpl
 def register_parallelisms() -> Mapping[str, type[Parallelism]]:
+    from pluribus.parallel.hybrid import HybridParallelism
+    from pluribus.parallel.pipeline import PipelineParallelism
     from pluribus.parallel.single import SingleRank
     from pluribus.parallel.tensor import TensorParallelism
 
-    return {"single": SingleRank, "tensor": TensorParallelism}
+    return {
+        "single": SingleRank,
+        "tensor": TensorParallelism,
+        "pipeline": PipelineParallelism,
+        "hybrid": HybridParallelism,
+    }
 
 
 @hookimpl

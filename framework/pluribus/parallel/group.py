@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,19 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus.interfaces.parallelism import Share
 from pluribus.parallel.addresses import interface, talk_through
+from pluribus.spans import even_span
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: loading takes some of them longer. Lost ranks are
 noticed by whoever watches their processes, much sooner."""
 
 
-def meet(
-    rank: int, world_size: int, device: torch.device, rendezvous: str
-) -> dist.ProcessGroup | None:
-    """Join the group of all ranks and return it; None where there is but one."""
+def meet(rank: int, world_size: int, device: torch.device, rendezvous: str) -> None:
+    """Join the group of all ranks, where there is more than one."""
     if world_size == 1:
-        return None
+        return
     talk_through(interface(rendezvous))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -30,7 +31,23 @@ def meet(
         world_size=world_size,
         timeout=TIMEOUT,
     )
-    return dist.group.WORLD
+
+
+def new_group(ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    """Make a group of some ranks; every rank calls it, for all groups in the same order."""
+    group: dist.ProcessGroup | None = dist.new_group(ranks=list(ranks), timeout=TIMEOUT)
+    return group
+
+
+def tensor_group(share: Share) -> TensorParallel:
+    """Join the ranks that share this rank's layers; every rank calls it at the same time."""
+    size, group = share.tensor_size, None
+    if size > 1 and share.num_stages == 1:
+        group = dist.group.WORLD
+    elif size > 1:
+        stages = [range(stage * size, (stage + 1) * size) for stage in range(share.num_stages)]
+        group = [new_group(ranks) for ranks in stages][share.stage]
+    return TensorParallel(share.tensor_rank, size, group)
 
 
 def smallest(value: int, device: torch.device) -> int:
@@ -61,9 +78,7 @@ class TensorParallel:
 
         Parts are as equal as can be, larger ones first; there may be none for the last ranks.
         """
-        part, left = divmod(total, self.size)
-        start = self.rank * part + min(self.rank, left)
-        return start, start + part + (self.rank < left)
+        return even_span(total, self.rank, self.size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the group, in place."""

@@ -29,6 +29,7 @@ class LocalLauncher(Launcher):
     """Runs the first rank where the engine is, and every other as a process beside it."""
 
     Config = LocalLauncherConfig
+    is_local = True
 
     def __init__(self, config: LocalLauncherConfig) -> None:
         self.config = config

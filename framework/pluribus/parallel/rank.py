@@ -13,6 +13,8 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +23,7 @@ from pluribus import runtime
 from pluribus.engine.channel import Channel, ChannelClosed
 from pluribus.engine.process import die_with_the_parent
 from pluribus.errors import PluribusError
+from pluribus.interfaces import Executor
 from pluribus.logs import configure_logging
 from pluribus.parallel.messages import (
     RANK_PROTOCOL_VERSION,
@@ -35,7 +38,9 @@ from pluribus.parallel.messages import (
 )
 from pluribus.plugins import discover
 from pluribus.server.config import ServerConfig
-from pluribus.step import Step
+from pluribus.step import Step, StepResult
+
+SECONDS_TO_IDLE = 1.0
 
 ENDED = 0
 """Exit code of a rank that was told to end."""
@@ -83,8 +88,25 @@ def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
     plugins = discover()
     parts = runtime.assemble(config, plugins)
     worker = runtime.start_rank(parts, lambda done, total: None, start.seat)
+    run_steps(worker, steps)
+
+
+def run_steps(worker: Executor, steps: queue.SimpleQueue[Step]) -> NoReturn:
+    """Run steps as they come. Their results are for the first rank: nobody waits for them here.
+
+    Once there is nothing to do, the last one is waited for, which takes in what other ranks have
+    sent: else they would be left with it, and give up in the end.
+    """
+    read: Callable[[], StepResult] | None = None
     while True:
-        worker.submit(steps.get())()
+        try:
+            step = steps.get(timeout=SECONDS_TO_IDLE if read else None)
+        except queue.Empty:
+            assert read is not None, "without a timeout there is a step"
+            read()
+            read = None
+        else:
+            read = worker.submit(step)
 
 
 def _receive(channel: Channel[FromRank, ToRank], steps: queue.SimpleQueue[Step]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from pluribus.generation import TokenLogprobs
 from pluribus.sampling.blocks import top
+
+Receive = Callable[[Sequence[int], torch.dtype], Tensor]
+"""Waits for a tensor of this shape and type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,25 @@ class Logprobs:
 
     def to(self, device: torch.device, *, non_blocking: bool) -> Logprobs:
         """Return the same on another device."""
-        columns = (self.tokens, self.chosen, self.ids, self.values)
-        return Logprobs(*(column.to(device, non_blocking=non_blocking) for column in columns))
+        return Logprobs(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()))
+
+    @classmethod
+    def receive(cls, num_rows: int, count: int, receive: Receive) -> Logprobs:
+        """Return what comes from elsewhere as ``tensors``."""
+        return cls(
+            tokens=receive([num_rows], torch.int64),
+            chosen=receive([num_rows], torch.float32),
+            ids=receive([num_rows, count], torch.int64),
+            values=receive([num_rows, count], torch.float32),
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors, in the order in which ``receive`` takes them."""
+        return self.tokens, self.chosen, self.ids, self.values
 
     def read(self, counts: Sequence[int]) -> Iterator[TokenLogprobs]:
         """Wait for the device; yield each row, with so many of the likeliest."""
-        columns = (self.tokens, self.chosen, self.ids, self.values)
-        rows = zip(*(column.tolist() for column in columns), counts, strict=True)
+        rows = zip(*(column.tolist() for column in self.tensors()), counts, strict=True)
         for token, chosen, ids, values, count in rows:
             top_pairs = tuple(zip(ids[:count], values[:count], strict=True))
             yield TokenLogprobs(token, chosen, top_pairs)

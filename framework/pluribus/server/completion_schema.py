@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pluribus.generation import MAX_INT, MAX_LOGPROBS, MAX_SEED, FinishReason
+from pluribus.generation import MAX_IDS, MAX_INT, MAX_LOGPROBS, MAX_SEED, FinishReason
 from pluribus.server.logprobs import Logprobs
 from pluribus.server.schema import Note, RequestBody, ResponseBody, Whole
 from pluribus.server.usage import Usage
@@ -41,6 +41,7 @@ _BIAS_SCHEMA = {
     "type": "object",
     "patternProperties": {_ID_PATTERN: {"type": "number", "minimum": -100, "maximum": 100}},
     "additionalProperties": False,
+    "maxProperties": MAX_IDS,
 }
 
 
@@ -198,7 +199,9 @@ class CompletionRequest(RequestBody):
         default=None, description="Tokens to generate before anything may end the answer."
     )
     stop_token_ids: list[Annotated[int, Field(ge=0, le=MAX_INT)]] | None = Field(
-        default=None, description="Token ids that end the answer and are not part of it."
+        default=None,
+        description="Token ids that end the answer and are not part of it.",
+        json_schema_extra={"maxItems": MAX_IDS},
     )
     ignore_eos: bool | None = Field(
         default=None, description="Take the end-of-text id for an id like any other."

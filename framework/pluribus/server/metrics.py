@@ -25,9 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pluribus.engine.messages import Stats
 from pluribus.flight import Flight
 from pluribus.observer import Refusal, ServiceObserver
+from pluribus.replica import Readings
 from pluribus.supervisor import State
 
 if TYPE_CHECKING:
+    from pluribus.fleet import Fleet
     from pluribus.service import Service
 
 MAX_TENANTS = 100
@@ -55,7 +57,7 @@ class Metrics(ServiceObserver):
         self.registry.register(_Readings(service))
         ProcessCollector(registry=self.registry)
         self._tenants: dict[str, _Tenant] = {}
-        self._last_step_seconds = 0.0
+        self._last_step_seconds: dict[int, float] = {}
 
     def _add_counters(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -124,10 +126,10 @@ class Metrics(ServiceObserver):
     def request_refused(self, reason: Refusal) -> None:
         self._refused.labels(reason).inc()
 
-    def engine_spoke(self, stats: Stats) -> None:
+    def engine_spoke(self, replica: int, stats: Stats) -> None:
         # It also speaks of what is no step: no two of them take the same number of nanoseconds.
-        if stats.step_seconds != self._last_step_seconds:
-            self._last_step_seconds = stats.step_seconds
+        if stats.step_seconds != self._last_step_seconds.get(replica, 0.0):
+            self._last_step_seconds[replica] = stats.step_seconds
             self._batch_size.observe(stats.batch_size)
             self._step_seconds.observe(stats.step_seconds)
 
@@ -172,29 +174,44 @@ class _Readings(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every reading."""
-        service, stats = self._service, self._service.stats
-        num_running = stats.num_running if stats else 0
+        service, fleet = self._service, self._service.fleet
+        readings = fleet.readings
         yield _info(service)
-        yield _gauge("engine_ready", "1 while the engine answers", _is_ready(service))
-        yield _count("engine_restarts", "Engines started again", service.supervisor.num_restarts)
-        yield _gauge("generations_running", "Generations in the engine's steps", num_running)
-        # Where it exceeds what the engine counts, the rest waits for an engine.
-        num_waiting = max(service.num_flights - num_running, 0)
+        yield _gauge("engine_ready", "1 while an engine answers", _is_ready(service))
+        yield _count("engine_restarts", "Engines started again", fleet.num_restarts)
+        # Where it exceeds what the engines count, the rest waits for an engine.
+        num_waiting = max(service.num_flights - readings.num_running, 0)
         yield _gauge("generations_waiting", "Generations that wait for their turn", num_waiting)
-        yield _gauge("kv_cache_capacity_tokens", "Tokens that fit", service.num_kv_tokens)
-        yield from _engine_readings(stats)
+        yield from _engine_readings(readings)
+        yield from _replica_readings(fleet)
 
 
-def _engine_readings(stats: Stats | None) -> Iterator[Metric]:
-    used, queried, hit = (
-        (stats.num_kv_tokens_used, stats.num_prompt_tokens, stats.num_cached_tokens)
-        if stats
-        else (0, 0, 0)
+def _engine_readings(readings: Readings) -> Iterator[Metric]:
+    running, used, queried, hit = (
+        readings.num_running,
+        readings.num_kv_tokens_used,
+        readings.num_prompt_tokens,
+        readings.num_cached_tokens,
     )
+    yield _gauge("generations_running", "Generations in the engines' steps", running)
+    yield _gauge("kv_cache_capacity_tokens", "Tokens that fit", readings.num_kv_tokens)
     yield _gauge("kv_cache_used_tokens", "Tokens held by generations", used)
     yield _count("prefix_cache_queried_tokens", "Prompt tokens looked for", queried)
     yield _count("prefix_cache_hit_tokens", "Prompt tokens found", hit)
     yield _count("preemptions", "Always 0: room is reserved before a generation starts", 0)
+
+
+def _replica_readings(fleet: Fleet) -> Iterator[Metric]:
+    states = GaugeMetricFamily("pluribus_replicas", "Replicas in each state", labels=["state"])
+    for state in State:
+        states.add_metric([state], fleet.num_in_state[state])
+    yield states
+    loads = GaugeMetricFamily(
+        "pluribus_replica_generations", "Generations given to a replica", labels=["replica"]
+    )
+    for replica in fleet.replicas:
+        loads.add_metric([str(replica.index)], replica.num_generations)
+    yield loads
 
 
 def _info(service: Service) -> Metric:

@@ -16,7 +16,7 @@ from pluribus.server.schema import (
     StatusResponse,
     VersionResponse,
 )
-from pluribus.supervisor import State
+from pluribus.supervisor import State, Status
 
 if TYPE_CHECKING:
     from pluribus.service import Service
@@ -33,7 +33,7 @@ class ProbeEndpoints:
 
         200 also while the model is loading.
         """
-        return answer(self._status(), ok=self._service.supervisor.is_advancing())
+        return answer(self._status(), ok=self._service.fleet.is_advancing())
 
     async def readyz(self, _: Request) -> Response:
         """Tell whether requests are answered now."""
@@ -47,6 +47,9 @@ class ProbeEndpoints:
             detail=status.detail,
             model=self._service.spec.name,
             version=version("pluribus"),
+            replicas=[
+                _response(replica.supervisor.status) for replica in self._service.fleet.replicas
+            ],
         )
         return answer(response, ok=self._is_ready())
 
@@ -64,8 +67,11 @@ class ProbeEndpoints:
         return answer(PluginsResponse(plugins=self._service.plugins.describe()))
 
     def _status(self) -> StatusResponse:
-        status = self._service.status
-        return StatusResponse(state=status.state, detail=status.detail)
+        return _response(self._service.status)
 
     def _is_ready(self) -> bool:
         return self._service.status.state is State.READY
+
+
+def _response(status: Status) -> StatusResponse:
+    return StatusResponse(state=status.state, detail=status.detail)

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute
 
 from pluribus.engine.client import ProcessHost
 from pluribus.errors import ConfigError
+from pluribus.replicas import engine_configs
 from pluribus.server.app import create_app
 from pluribus.server.auth import load_keyring
 from pluribus.server.config import ServerConfig
@@ -48,8 +49,8 @@ def serve(parts: Parts, plugins: Plugins, server: ServerConfig) -> int:
     Raises:
         ConfigError: as ``run_server``.
     """
-    host = ProcessHost(parts.config)
-    service = Service(parts, plugins, host)
+    configs = engine_configs(parts.config, parts.replicas.replicas)
+    service = Service(parts, plugins, *map(ProcessHost, configs))
     return run_server(service, server, plugins.routes(service))
 
 
@@ -136,7 +137,7 @@ class _Run:
         serving.add_done_callback(lambda _: self._is_ending.set())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
-        self._service.supervisor.watch(self._on_change)
+        self._service.fleet.watch(self._on_change)
         self._service.start()
         await self._is_ending.wait()
         if self._exit_code == 0:
@@ -154,13 +155,12 @@ class _Run:
             log.warning("stopping at once", signal=number.name)
             os._exit(1)  # the engine ends with us
         log.info("stopping: running requests may finish", signal=number.name)
-        self._service.supervisor.retire()
+        self._service.fleet.retire()
         self._is_ending.set()
 
     def _on_change(self, status: Status) -> None:
         if status.state is State.READY:
-            name = self._service.spec.name
-            log.info(f"serving {name} on {self._address} (docs at /docs)")
+            log.info(f"{status.detail} on {self._address} (docs at /docs)")
         elif status.state is State.FAILED:
             log.error("the service failed", detail=status.detail)
             self._exit_code = 1

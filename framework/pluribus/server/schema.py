@@ -59,6 +59,9 @@ class HealthResponse(StatusResponse, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(description="Name of the model served.")]
     version: Annotated[str, Meta(description="Version of Pluribus.")]
+    replicas: Annotated[
+        list[StatusResponse], Meta(description="Each engine's; requests are answered while one is.")
+    ]
 
 
 class VersionResponse(ResponseBody, frozen=True, kw_only=True):

@@ -116,6 +116,12 @@ class KVCacheContract(ABC):
         assert ledger.fits(self.shape.max_length)
         assert not ledger.fits(self.shape.num_tokens + 1)
 
+    def test_the_capacity_is_what_one_generation_can_have(self) -> None:
+        cache = self.make()
+        capacity = cache.capacity(self.shape)
+        assert cache.ledger(self.shape).fits(capacity)
+        assert not cache.ledger(self.shape).fits(capacity + 1)
+
     def test_the_ledger_adds_up_whatever_happens(self) -> None:
         run_machine(lambda: LedgerMachine(self.make(), self.shape), self.settings)
 

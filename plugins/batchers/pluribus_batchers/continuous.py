@@ -95,6 +95,11 @@ class ContinuousBatcher(Batcher):
     requires = frozenset({Capability.JOIN, Capability.CHUNK})
     queue_class: ClassVar[type[AdmissionQueue]] = ArrivalQueue
 
+    @classmethod
+    def most_tokens(cls, config: ContinuousConfig, max_length: int) -> int:
+        """Return how many tokens a step computes, at most."""
+        return min(config.max_batch_tokens, config.max_batch_size * max_length)
+
     def __init__(self, config: ContinuousConfig, ledger: KVLedger) -> None:
         self._config = config
         self._ledger = ledger

@@ -122,15 +122,30 @@ class OPTConfig:
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole network, a tied head counted once."""
-        hidden, ffn, width = self.hidden_size, self.ffn_dim, self.word_embed_proj_dim
-        norm = 2 * hidden * self.layer_norm_elementwise_affine
-        attention = 4 * hidden * (hidden + self.enable_bias)
-        feed_forward = 2 * hidden * ffn + (ffn + hidden) * self.enable_bias
-        layers = self.num_hidden_layers * (attention + feed_forward + 2 * norm)
-        tokens = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
+        hidden, width = self.hidden_size, self.word_embed_proj_dim
+        layers = self.num_hidden_layers * self.num_layer_parameters
+        tokens = self.num_head_parameters * (1 if self.tie_word_embeddings else 2)
         positions = (self.max_position_embeddings + POSITION_OFFSET) * hidden
         projections = 2 * width * hidden * self.has_projections
-        return tokens + positions + projections + layers + norm * self.has_final_layer_norm
+        norm = self._num_norm_parameters * self.has_final_layer_norm
+        return tokens + positions + projections + layers + norm
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Parameters of one layer."""
+        hidden, ffn = self.hidden_size, self.ffn_dim
+        attention = 4 * hidden * (hidden + self.enable_bias)
+        feed_forward = 2 * hidden * ffn + (ffn + hidden) * self.enable_bias
+        return attention + feed_forward + 2 * self._num_norm_parameters
+
+    @property
+    def num_head_parameters(self) -> int:
+        """Parameters of the product with the vocabulary."""
+        return self.vocab_size * self.word_embed_proj_dim
+
+    @property
+    def _num_norm_parameters(self) -> int:
+        return 2 * self.hidden_size * self.layer_norm_elementwise_affine
 
     def _check_types(self) -> None:
         for field in fields(self):

@@ -16,6 +16,7 @@ from pluribus_opt.config import ACTIVATIONS, OPTConfig
 from pluribus_opt.layers import (
     ColumnParallelLinear,
     LayerNorm,
+    Linear,
     PositionEmbedding,
     QKVParallelLinear,
     ReplicatedLinear,
@@ -148,6 +149,10 @@ class OPTHead(nn.Module):
         stored = "decoder.embed_tokens." if config.tie_word_embeddings else "lm_head."
         self._stored = None if tied else stored
 
+    def pack(self) -> None:
+        """Store the table as products want it; see ``OPTDecoder.pack``."""
+        self.tokens.pack(is_looked_up=self._stored is None)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.final_layer_norm is not None:
             _, x = self.final_layer_norm(x)
@@ -185,6 +190,15 @@ class OPTDecoder(nn.Module):
         with torch.device("meta"):
             decoder = cls(config, place)
         return decoder.to(dtype).to_empty(device=device)
+
+    def pack(self) -> None:
+        """Store weights as this device multiplies with them fastest, once they are all read.
+
+        A head that is tied to the embedding takes a second copy of the table.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear | OPTHead):
+                module.pack()
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return what the first layer takes; see pluribus.interfaces.Network."""

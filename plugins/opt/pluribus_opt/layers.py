@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus import ops
+from pluribus.packed import packed
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import POSITION_OFFSET
 from pluribus_opt.parts import Part
@@ -17,7 +18,17 @@ EPSILON = 1e-5
 """Of every norm; no config.json says otherwise."""
 
 
-class ColumnParallelLinear(nn.Module):
+class Linear(nn.Module):
+    """A product with this rank's share of a matrix, ``weight``."""
+
+    weight: nn.Parameter
+
+    def pack(self) -> None:
+        """Store the weight as products want it; ``parts`` is of no use from then on."""
+        self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
+
+
+class ColumnParallelLinear(Linear):
     """``y = x A^T + b`` with the rows of ``A``, the outputs, split over ranks."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
@@ -36,7 +47,7 @@ class ColumnParallelLinear(nn.Module):
             yield _rows(name, target, self.start, self.out_features)
 
 
-class QKVParallelLinear(nn.Module):
+class QKVParallelLinear(Linear):
     """Query, key and value projections as one product, the heads split over ranks."""
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool, tp: TensorParallel) -> None:
@@ -60,7 +71,7 @@ class QKVParallelLinear(nn.Module):
                 yield _rows(whole, target, self.start, self.hidden_size)
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(Linear):
     """``y = x A^T + b`` with the columns of ``A``, the inputs, split over ranks.
 
     The inputs come in ``num_blocks`` equal blocks, heads say, that are not split.
@@ -94,7 +105,7 @@ class RowParallelLinear(nn.Module):
             yield _whole(f"{prefix}bias", self.bias)
 
 
-class ReplicatedLinear(nn.Module):
+class ReplicatedLinear(Linear):
     """``y = x A^T``, whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -124,6 +135,13 @@ class VocabParallelEmbedding(nn.Module):
         self.start = min(tp.rank * shard, vocab_size)
         self.end = min(self.start + shard, vocab_size)
         self.weight = _empty(shard, width)
+        self.packed: Tensor | None = None
+
+    def pack(self, *, is_looked_up: bool) -> None:
+        """Store the table as ``logits`` wants it, beside the plain one if that is needed."""
+        self.packed = packed(self.weight)
+        if not is_looked_up:
+            self.weight = nn.Parameter(self.packed, requires_grad=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of ``tokens``."""
@@ -136,7 +154,8 @@ class VocabParallelEmbedding(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return how well each token of the vocabulary fits ``x``, whole on every rank."""
-        return self.tp.all_gather(ops.linear(x, self.weight, None))[..., : self.vocab_size]
+        table = self.weight if self.packed is None else self.packed
+        return self.tp.all_gather(ops.linear(x, table, None))[..., : self.vocab_size]
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield this rank's rows of the weight under ``prefix``."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pluribus import ConfigError, Model, ModelSpec
 from pluribus.tokenizer import FileTokenizer
 from pluribus_opt import checkpoint
+from pluribus_opt.blueprint import OPTBlueprint
 from pluribus_opt.config import SIZES, OPTConfig
 from pluribus_opt.random_weights import RandomSource
 
 if TYPE_CHECKING:
     import torch
 
-    from pluribus import Network, Place, Progress
+    from pluribus import Blueprint, Network, Place, Progress
     from pluribus.interfaces import CheckpointReport
     from pluribus_opt.checkpoint import Source
 
@@ -71,27 +72,20 @@ class OPTModel(Model):
         self._source = _find(config)
         self._architecture = _architecture(config, self._source)
         self._tokenizer = _tokenizer(config, self._source, self._architecture)
-        self._name = config.size or Path(str(config.checkpoint)).resolve().name
+        self._blueprint = _blueprint(config, self._architecture, self._tokenizer.num_token_ids)
 
     @property
     def spec(self) -> ModelSpec:
-        architecture = self._architecture
-        is_random = isinstance(self._source, RandomSource)
-        return ModelSpec(
-            name=self._name,
-            num_layers=architecture.num_hidden_layers,
-            hidden_size=architecture.hidden_size,
-            num_heads=architecture.num_attention_heads,
-            head_dim=architecture.head_dim,
-            vocab_size=architecture.vocab_size,
-            num_token_ids=self._tokenizer.num_token_ids,
-            max_length=architecture.max_position_embeddings,
-            eos_token_ids=architecture.eos_token_ids,
-            pad_token_id=architecture.pad_token_id,
-            dtype=architecture.dtype,
-            num_parameters=architecture.num_parameters,
-            notes=("random weights: model.checkpoint=random",) if is_random else (),
-        )
+        return self._blueprint.spec
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return self._blueprint
+
+    @classmethod
+    def describe(cls, config: OPTModelConfig) -> Blueprint:
+        architecture = _architecture(config, _find_at_hand(config))
+        return _blueprint(config, architecture, architecture.vocab_size)
 
     @property
     def fingerprint(self) -> str:
@@ -108,6 +102,7 @@ class OPTModel(Model):
 
         decoder = OPTDecoder.empty(self._architecture, place, device, dtype)
         self._source.open(self._architecture).read_into(list(decoder.parts()), progress)
+        decoder.pack()
         return decoder
 
     @classmethod
@@ -156,6 +151,23 @@ def _find(config: OPTModelConfig) -> Source | RandomSource:
     if config.checkpoint == RANDOM:
         return RandomSource()
     return checkpoint.resolve(config.checkpoint, config.revision)
+
+
+def _find_at_hand(config: OPTModelConfig) -> Source | RandomSource:
+    """As ``_find``, but where settings say what the architecture is, nothing has to be there."""
+    is_named = config.size is not None or config.config is not None
+    if is_named and (config.checkpoint is None or not checkpoint.is_local(config.checkpoint)):
+        return RandomSource()
+    return _find(config)
+
+
+def _blueprint(config: OPTModelConfig, architecture: OPTConfig, num_token_ids: int) -> OPTBlueprint:
+    return OPTBlueprint(
+        name=config.size or Path(str(config.checkpoint or config.config)).resolve().name,
+        architecture=architecture,
+        num_token_ids=num_token_ids,
+        is_random=config.checkpoint == RANDOM,
+    )
 
 
 def _find_files(config: OPTModelConfig) -> Source:

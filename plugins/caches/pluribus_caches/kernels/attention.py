@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.interfaces.device_store import Tiles
+from pluribus.kernels.following import early, follow
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
@@ -113,6 +114,7 @@ def decode(
         SPLITS=splits.count,
         num_warps=num_warps,
         num_stages=3,
+        **early(query),
     )
     return out
 
@@ -122,8 +124,9 @@ def _decode(
     query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
     partial, arrived, out, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, SPLITS: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)

@@ -47,6 +47,15 @@ class PagedKVCache(KVCache):
         """The ``cache.kv.memory`` setting."""
         return self._config.memory
 
+    def capacity(self, shape: KVShape) -> int:
+        """Return how many tokens the store of this shape allocates room for: whole blocks."""
+        return self._num_blocks(shape) * self._config.block_size
+
+    @property
+    def prefix_block_size(self) -> int:
+        """Tokens of the blocks in which known beginnings of prompts are reused; 0: none are."""
+        return self._config.block_size if self._config.prefix_caching else 0
+
     def ledger(self, shape: KVShape) -> KVLedger:
         """Return the counting half."""
         from pluribus_caches.kv.paged_ledger import PagedLedger

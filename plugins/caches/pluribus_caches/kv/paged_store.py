@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,13 +84,17 @@ class PagedStore(KVStore):
         return TokenLayout(slots, index + shift, ends - 1)
 
     def _attention(self, row: Row) -> _Attention:
-        end = row.start + row.num_tokens
-        runs = [run for run in self._runs[row.slot] if run.start < end]
-        mask = None
-        if row.start and row.num_tokens > 1:
-            mask = self._pool.new_full((row.num_tokens, end), -torch.inf).triu(row.start + 1)
-        is_causal = row.start == 0 and row.num_tokens > 1
-        return _Attention(runs, end, is_causal, mask)
+        slot, start, num_tokens, *_ = row
+        end = start + num_tokens
+        runs = self._runs[slot]
+        if runs[-1].start >= end:
+            runs = [run for run in runs if run.start < end]
+        if num_tokens == 1:
+            return _Attention(runs, end)
+        if start == 0:
+            return _Attention(runs, end, is_causal=True)
+        mask = self._pool.new_full((num_tokens, end), -torch.inf).triu(start + 1)
+        return _Attention(runs, end, mask=mask)
 
     def _runs_of(self, placement: tuple[int, ...]) -> list[_Run]:
         """Return the views that hold a text, one for each run of blocks side by side."""
@@ -119,14 +124,13 @@ class _Run:
     values: Sequence[Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class _Attention:
+class _Attention(NamedTuple):
     """How one row attends, in every layer, to the first ``end`` tokens of its text."""
 
     runs: Sequence[_Run]
     end: int
-    is_causal: bool
-    mask: Tensor | None
+    is_causal: bool = False
+    mask: Tensor | None = None
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         """Return what ``query``, [1, heads, num_tokens, head_dim], finds."""

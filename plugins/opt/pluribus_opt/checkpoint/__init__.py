@@ -7,6 +7,6 @@
 from __future__ import annotations
 
 from pluribus_opt.checkpoint.reader import Checkpoint, TensorInfo
-from pluribus_opt.checkpoint.source import Source, fetch_tokenizer, resolve
+from pluribus_opt.checkpoint.source import Source, fetch_tokenizer, is_local, resolve
 
-__all__ = ["Checkpoint", "Source", "TensorInfo", "fetch_tokenizer", "resolve"]
+__all__ = ["Checkpoint", "Source", "TensorInfo", "fetch_tokenizer", "is_local", "resolve"]

@@ -80,6 +80,15 @@ def resolve(checkpoint: str, revision: str | None = None) -> Source:
     return _resolve("model.checkpoint", checkpoint, revision)
 
 
+def is_local(checkpoint: str) -> bool:
+    """Return whether it is bundled or on disk, so that ``resolve`` needs no network.
+
+    Raises:
+        CheckpointError: it is a path that cannot be used.
+    """
+    return _local_path("model.checkpoint", checkpoint) is not None
+
+
 def fetch_tokenizer(name_or_folder: str, revision: str | None = None) -> Path:
     """Return a folder with the tokenizer's files, downloaded if they are on the hub.
 

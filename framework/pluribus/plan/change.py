@@ -1,0 +1,129 @@
+"""The smallest change that makes a plan fit, as the overrides that make it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pluribus.errors import ConfigError
+from pluribus.plan.devices import GPUS, Device, larger_devices
+from pluribus.plan.fit import Plan
+
+Try = Callable[[Sequence[str]], Plan]
+"""Returns the plan with some overrides on top."""
+
+MOST_DEVICES = 16
+"""Of the kind that is there: more are no small change."""
+USUAL_COUNTS = (1, 2, 4, 8)
+"""Of other devices: machines have so many."""
+LEAST_TOKENS = 256
+"""Of a step: fewer save next to no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Overrides to add; ``kind`` says what they cost, and one of each is worth naming."""
+
+    kind: str
+    overrides: tuple[str, ...]
+
+
+def changes_that_fit(plan: Plan, try_out: Try) -> Sequence[Change]:
+    """Return the smallest change of each kind that makes a plan fit, what costs least first."""
+    found: dict[str, Change] = {}
+    for change in _changes(plan):
+        if not _is_told(change, found.values()) and _fits(change, try_out):
+            found[change.kind] = change
+    return list(found.values())
+
+
+def _is_told(change: Change, found: Iterable[Change]) -> bool:
+    """Return whether a change is of a kind that is found already, or more than one that is."""
+    return any(
+        each.kind == change.kind or set(each.overrides) <= set(change.overrides) for each in found
+    )
+
+
+def _fits(change: Change, try_out: Try) -> bool:
+    with contextlib.suppress(ConfigError):  # cannot be split so
+        return try_out(change.overrides).fits
+    return False
+
+
+def _changes(plan: Plan) -> Iterator[Change]:
+    """Yield what can be tried, from what costs nothing to what has to be bought."""
+    settings = [Change("a setting", overrides) for overrides in _settings(plan)]
+    dtypes = [Change("numbers of half the size", each) for each in _narrower_dtypes(plan)]
+    yield from settings
+    yield from dtypes
+    for first in dtypes:
+        yield from (replace(first, overrides=first.overrides + then.overrides) for then in settings)
+    for kind, overrides in (*_other_ranks(plan), *_more_devices(plan), *_other_devices(plan)):
+        yield Change(kind, overrides)
+        yield from (Change(kind, overrides + each.overrides) for each in dtypes)
+
+
+def _settings(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Yield as much memory for keys and values as there is, then ever smaller batches."""
+    outline = plan.outline
+    memory = ("cache.kv.memory=auto",) if outline.kv_cache.memory != "auto" else ()
+    if memory:
+        yield memory
+    num_tokens = getattr(outline.batcher_config, "max_batch_tokens", None)
+    size = outline.num_slots
+    if num_tokens is None:
+        while size > 1:
+            size //= 2
+            yield (f"batcher.max_batch_size={size}", *memory)
+        return
+    while num_tokens > LEAST_TOKENS:
+        num_tokens = max(LEAST_TOKENS, num_tokens // 2)
+        smaller = (f"batcher.max_batch_size={num_tokens}",) if size > num_tokens else ()
+        yield (*smaller, f"batcher.max_batch_tokens={num_tokens}", *memory)
+
+
+def _narrower_dtypes(plan: Plan) -> Iterator[tuple[str, ...]]:
+    if plan.outline.dtype_on(plan.site.device.type) == "float32":
+        yield ("dtype=bfloat16",)
+
+
+def _other_ranks(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield splits over the devices that there are; ranks of a host share its memory."""
+    if plan.site.device.type == "cuda":
+        count = plan.site.count
+        for size in range(min(2, count), count + 1):
+            if size != plan.outline.parallelism.world_size:
+                yield "another split", split_overrides(size)
+
+
+def _more_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+    site = plan.site
+    if site.device.type == "cuda" and not site.is_here:
+        for count in range(site.count + 1, MOST_DEVICES + 1):
+            yield "more devices", (f"plan.count={count}", *split_overrides(count))
+
+
+def _other_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield a larger device instead, then several, those with the least memory in all first."""
+    site = plan.site
+    alike = larger_devices(site.device)
+    num_ranks = plan.outline.parallelism.world_size
+    for device in alike if site.count in (1, num_ranks) else ():
+        yield "larger devices", (f"plan.device={device.name}",)
+
+    def memory(choice: tuple[int, Device]) -> int:
+        return choice[0] * choice[1].memory
+
+    # A single one is a larger device, which has been tried; instead of a host it is another.
+    counts = USUAL_COUNTS if site.device.type == "cpu" else USUAL_COUNTS[1:]
+    others = [device for device in GPUS if device != site.device]
+    choices = [(count, device) for count in counts for device in others]
+    for count, device in sorted(choices, key=memory):
+        on = (f"plan.device={device.name}", f"plan.count={count}")
+        yield "other devices", (*on, *split_overrides(count))
+
+
+def split_overrides(size: int) -> tuple[str, ...]:
+    """Return the overrides that spread every layer over so many ranks."""
+    return ("parallel=single",) if size == 1 else ("parallel=tensor", f"parallel.size={size}")

@@ -1,0 +1,90 @@
+"""What ``pluribus plan`` prints, and what ``pluribus serve`` asks before it loads anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from pluribus import config as conf
+from pluribus import runtime
+from pluribus.errors import ConfigError
+from pluribus.interfaces import Blueprint
+from pluribus.plan.change import USUAL_COUNTS, split_overrides
+from pluribus.plan.fit import Plan
+from pluribus.plan.planner import PlanConfig, Planner
+from pluribus.plan.report import Report
+from pluribus.plugins import Plugins
+
+FORMATS = ("text", "json")
+MOST_SPLITS = 8
+"""Of the devices that there are; every number up to it is tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatConfig:
+    """How to answer: ``text`` for people, ``json`` for programs."""
+
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {self.format!r}")
+
+
+def run(config: DictConfig, plugins: Plugins) -> int:
+    """Print what the configuration takes; return 1 if it does not fit."""
+    answer = conf.pick(config, FormatConfig)
+    planner = Planner(config, plugins, runtime.describe(config, plugins))
+    plan = planner.plan()
+    report = Report(
+        plan=plan,
+        changes=() if plan.fits else planner.changes(plan),
+        others=_other_splits(planner, plan),
+        spread=planner.spread,
+        disk=conf.section(config, "plan", PlanConfig).disk_speed,
+    )
+    is_json = answer.format == "json"
+    print(json.dumps(report.as_json(), indent=2) if is_json else report.as_text())
+    return 0 if plan.fits else 1
+
+
+def check(config: DictConfig, plugins: Plugins, blueprint: Blueprint) -> None:
+    """Refuse a configuration that does not fit on the devices here.
+
+    Raises:
+        ConfigError: not even one generation of full length can run; names the smallest change.
+    """
+    planner = Planner(config, plugins, blueprint)
+    plan = planner.plan()
+    if plan.fits:
+        return
+    changes = [" ".join(change.overrides) for change in planner.changes(plan)]
+    here = [change for change in changes if "plan." not in change]
+    advice = f"; what fits: {here[0]}" if here else "; nothing makes it fit here"
+    raise ConfigError(
+        f"{blueprint.spec.name} does not fit on {plan.site}: {plan.problem}{advice} "
+        "(pluribus plan has the details)"
+    )
+
+
+def _other_splits(planner: Planner, plan: Plan) -> Sequence[Plan]:
+    """Return what other numbers of ranks would do, each with a device to itself."""
+    site, num_heads = plan.site, plan.outline.blueprint.spec.num_heads
+    if site.device.type == "cpu":
+        return []
+    few = range(1, min(site.count, MOST_SPLITS) + 1)
+    sizes = {*few} if site.is_here else {*few, *USUAL_COUNTS, site.count}
+    sizes -= {plan.outline.parallelism.world_size}
+    return [
+        planner.plan((*_devices(plan, size), *split_overrides(size)))
+        for size in sorted(sizes)
+        if size <= num_heads
+    ]
+
+
+def _devices(plan: Plan, size: int) -> Sequence[str]:
+    """Return the override that provides devices for so many ranks, if there are fewer."""
+    return (f"plan.count={size}",) if size > plan.site.count else ()

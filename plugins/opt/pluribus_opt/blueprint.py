@@ -1,0 +1,116 @@
+"""What an OPT takes, counted from its architecture: what ``decoder`` will allocate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pluribus import ModelSpec, Share
+from pluribus.units import item_size
+from pluribus_opt.config import POSITION_OFFSET, OPTConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OPTBlueprint:
+    """See pluribus.Blueprint.
+
+    Attributes:
+        name: what logs call the model.
+        architecture: of the decoder.
+        num_token_ids: the tokenizer's; the vocabulary where it is not known.
+        is_random: whether the weights are made up rather than read.
+    """
+
+    name: str
+    architecture: OPTConfig
+    num_token_ids: int
+    is_random: bool
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the rest of the system must know."""
+        architecture = self.architecture
+        return ModelSpec(
+            name=self.name,
+            num_layers=architecture.num_hidden_layers,
+            hidden_size=architecture.hidden_size,
+            num_heads=architecture.num_attention_heads,
+            head_dim=architecture.head_dim,
+            vocab_size=architecture.vocab_size,
+            num_token_ids=self.num_token_ids,
+            max_length=architecture.max_position_embeddings,
+            eos_token_ids=architecture.eos_token_ids,
+            pad_token_id=architecture.pad_token_id,
+            dtype=architecture.dtype,
+            num_parameters=architecture.num_parameters,
+            num_layer_parameters=architecture.num_layer_parameters,
+            num_head_parameters=architecture.num_head_parameters,
+            notes=("random weights: model.checkpoint=random",) if self.is_random else (),
+        )
+
+    def weight_bytes(self, share: Share, dtype: str) -> int:
+        """Return the bytes of a rank's weights, exactly."""
+        num_weights = len(share.layers) * self._layer_weights(share)
+        if share.is_first:
+            num_weights += self._embedding_weights(share)
+        if share.is_last:
+            num_weights += self._head_weights(share)
+        return num_weights * item_size(dtype)
+
+    def stored_bytes(self, share: Share) -> int:
+        """Return how much of the checkpoint a rank reads."""
+        return 0 if self.is_random else self.weight_bytes(share, self.architecture.dtype)
+
+    def activation_bytes(self, share: Share, num_tokens: int, dtype: str) -> int:
+        """Return the most that is alive at once in a step of so many tokens.
+
+        That is in a layer, beside its input and what its norm made of that: queries, keys and
+        values, the queries scaled, and what they attended to, in pieces and joined; or the wide
+        layer before and after its activation.
+        """
+        hidden_size = self.architecture.hidden_size
+        attention = 6 * self._width(share)
+        feed_forward = 2 * _part(share, self.architecture.ffn_dim)
+        numbers = 2 * hidden_size + max(attention, feed_forward, hidden_size)
+        return num_tokens * numbers * item_size(dtype)
+
+    def _width(self, share: Share) -> int:
+        """Return the width of the rank's heads together."""
+        return _part(share, self.architecture.num_attention_heads) * self.architecture.head_dim
+
+    def _layer_weights(self, share: Share) -> int:
+        config = self.architecture
+        hidden_size, has_bias = config.hidden_size, config.enable_bias
+        width, ffn = self._width(share), _part(share, config.ffn_dim)
+        # What a row-parallel linear adds at its end is whole on every rank.
+        attention = 4 * width * hidden_size + (3 * width + hidden_size) * has_bias
+        feed_forward = 2 * ffn * hidden_size + (ffn + hidden_size) * has_bias
+        return attention + feed_forward + 2 * self._norm_weights()
+
+    def _embedding_weights(self, share: Share) -> int:
+        config = self.architecture
+        positions = (config.max_position_embeddings + POSITION_OFFSET) * config.hidden_size
+        return self._table_weights(share) + positions + self._projection_weights()
+
+    def _head_weights(self, share: Share) -> int:
+        config = self.architecture
+        has_table_already = share.is_first and config.tie_word_embeddings
+        table = 0 if has_table_already else self._table_weights(share)
+        norm = self._norm_weights() if config.has_final_layer_norm else 0
+        return table + norm + self._projection_weights()
+
+    def _table_weights(self, share: Share) -> int:
+        """Every rank has equally many rows, the last ones' tails being empty."""
+        config = self.architecture
+        return -(-config.vocab_size // share.tensor_size) * config.word_embed_proj_dim
+
+    def _projection_weights(self) -> int:
+        config = self.architecture
+        return config.word_embed_proj_dim * config.hidden_size * config.has_projections
+
+    def _norm_weights(self) -> int:
+        return 2 * self.architecture.hidden_size * self.architecture.layer_norm_elementwise_affine
+
+
+def _part(share: Share, total: int) -> int:
+    start, end = share.span(total)
+    return end - start

@@ -1,0 +1,186 @@
+"""A plan holds what it says, more memory never fits less, and what is suggested fits."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluribus import ConfigError, runtime
+from pluribus import config as conf
+from pluribus.plan.devices import GIB, GPUS, Device, Site
+from pluribus.plan.fit import Plan, make_plan
+from pluribus.plan.outline import Outline
+from pluribus.plan.planner import Planner
+from pluribus.plan.report import lengths
+from pluribus.plugins import discover
+
+MODELS = ("opt-125m", "opt-350m", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b", "opt-175b")
+H200S = ("model=opt-175b", "plan.device=h200-141g", "plan.count=4")
+
+
+def planner(*overrides: str) -> Planner:
+    config, plugins = conf.load("plan", overrides), discover()
+    return Planner(config, plugins, runtime.describe(config, plugins))
+
+
+def plan(*overrides: str) -> Plan:
+    return planner(*overrides).plan()
+
+
+@cache
+def outline(*overrides: str) -> Outline:
+    return plan("plan.device=cpu-64g", *overrides).outline
+
+
+def on(memory: int, *, device_type: str = "cuda", count: int = 1) -> Site:
+    device = Device(name="some", type=device_type, memory=memory, copy_speed=1e10)
+    return Site(device=device, count=count, is_here=False)
+
+
+def test_175b_fits_on_four_h200s() -> None:
+    on_four = plan(*H200S)
+    assert on_four.fits
+    assert len(on_four.ranks) == 4
+    assert on_four.ranks[0].demand.weights == pytest.approx(350e9 / 4, rel=0.01)
+    assert on_four.num_generations(2048) >= 16
+
+
+def test_175b_does_not_fit_on_one_and_three_are_suggested() -> None:
+    alone = planner("model=opt-175b", "plan.device=h200-141g")
+    first, *_ = alone.changes(alone.plan())
+    assert first.overrides == ("plan.count=3", "parallel=tensor", "parallel.size=3")
+
+
+def test_half_the_size_is_suggested_before_more_devices() -> None:
+    wide = planner(*H200S, "dtype=float32")
+    first, *others = wide.changes(wide.plan())
+    assert first.overrides == ("dtype=bfloat16",)
+    assert not [each for each in others if "dtype=bfloat16" in each.overrides]
+
+
+def test_a_smaller_batch_is_suggested_where_it_is_enough() -> None:
+    tight = ("model=opt-6.7b", "plan.device=t4-16g")
+    wasteful = planner(*tight, "batcher.max_batch_tokens=32768")
+    assert not wasteful.plan().fits
+    first, *_ = wasteful.changes(wasteful.plan())
+    assert {each.partition("=")[0] for each in first.overrides} == {"batcher.max_batch_tokens"}
+
+
+SAMPLES = [
+    ("model=opt-175b", "plan.device=h100-80g"),
+    ("model=opt-175b", "plan.device=h200-141g", "plan.count=2", "dtype=float32"),
+    ("model=opt-66b", "plan.device=a100-40g", "plan.count=2"),
+    ("model=opt-30b", "plan.device=l4-24g", "parallel=tensor", "parallel.size=4", "plan.count=2"),
+    ("model=opt-13b", "plan.device=cpu-16g"),
+    ("model=opt-13b", "plan.device=cpu-32g", "parallel=tensor", "cache.kv.memory=40GiB"),
+    ("model=opt-13b", "plan.device=a10g-24g", "batcher=bucket", "cache/kv=contiguous"),
+    ("model=opt-6.7b", "plan.device=t4-16g", "batcher.max_batch_tokens=16384"),
+    ("model=opt-125m", "plan.device=l4-24g", "cache.kv.memory=1MiB"),
+    ("model=opt-125m", "plan.device=l4-24g", "cache.kv.memory=30GiB", "batcher.max_batch_size=999"),
+]
+
+
+@pytest.mark.parametrize("overrides", SAMPLES, ids=" ".join)
+def test_every_suggestion_typed_in_fits(overrides: tuple[str, ...]) -> None:
+    stuck = planner(*overrides)
+    assert not stuck.plan().fits
+    changes = stuck.changes(stuck.plan())
+    assert changes
+    for change in changes:
+        assert plan(*overrides, *change.overrides).fits, change
+
+
+sizes = st.sampled_from(MODELS)
+memories = st.integers(1, 800 * GIB)
+
+
+@given(sizes, st.integers(1, 8), memories, memories, st.sampled_from(["cpu", "cuda"]))
+@settings(deadline=None, max_examples=50)
+def test_more_memory_never_fits_less(
+    model: str, size: int, some: int, more: int, device_type: str
+) -> None:
+    if some > more:
+        some, more = more, some
+    of = outline(f"model={model}", "parallel=tensor", f"parallel.size={size}")
+    count = 1 if device_type == "cpu" else size
+    less, ample = (
+        make_plan(of, on(memory, device_type=device_type, count=count)) for memory in (some, more)
+    )
+    assert less.fits <= ample.fits
+    assert less.num_tokens <= ample.num_tokens
+    for length in (256, 2048):
+        assert less.num_generations(length) <= ample.num_generations(length)
+
+
+@given(sizes, st.integers(1, 8), memories, st.sampled_from(["cpu", "cuda"]))
+@settings(deadline=None, max_examples=50)
+def test_what_fits_is_no_more_than_there_is(
+    model: str, size: int, memory: int, device_type: str
+) -> None:
+    of = outline(f"model={model}", "parallel=tensor", f"parallel.size={size}")
+    planned = make_plan(of, on(memory, device_type=device_type, count=size))
+    if planned.fits:
+        assert all(rank.total <= rank.memory for rank in planned.ranks)
+        assert planned.num_generations(2048) >= 1
+    else:
+        assert planned.num_generations(2048) == planned.num_tokens == 0
+
+
+def test_longer_texts_are_fewer() -> None:
+    on_four = plan(*H200S)
+    counts = [on_four.num_generations(length) for length in lengths(on_four)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 64
+    assert counts[-1] == on_four.num_tokens // 2048
+
+
+def test_ranks_beyond_the_devices_do_not_fit() -> None:
+    planned = plan("plan.device=h100-80g", "plan.count=2", "parallel=tensor", "parallel.size=3")
+    assert planned.problem == "3 ranks need a device each, and there are 2"
+
+
+def test_devices_that_would_be_idle_are_used() -> None:
+    spread = planner("plan.device=h100-80g", "plan.count=3")
+    assert spread.spread == ("parallel=tensor", "parallel.size=3")
+    assert len(spread.plan().ranks) == 3
+    assert planner("plan.device=h100-80g", "plan.count=3", "parallel=tensor").spread == ()
+    more_than_heads = planner("plan.device=h100-80g", "plan.count=8")
+    assert more_than_heads.spread == ("parallel=tensor", "parallel.size=6")
+
+
+def test_loading_takes_longer_from_a_slower_disk() -> None:
+    planned = plan("model=opt-13b", "plan.device=h100-80g")
+    fast, slow = planned.seconds_to_load(4 * 10**9), planned.seconds_to_load(10**9)
+    assert slow - fast == pytest.approx(2 * 12.85e9 * (1 / 1e9 - 1 / 4e9), rel=0.01)
+    made_up = plan("model=opt-13b", "model.checkpoint=random", "plan.device=h100-80g")
+    assert made_up.seconds_to_load(1) < 60
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["plan.count=2"], r"plan\.count=2 is of devices that plan\.device names"),
+        (["plan.count=0", "plan.device=t4-16g"], r"plan\.count must be null or at least 1, got 0"),
+        (["plan.disk=fast"], r"plan\.disk must be a size .*'fast'"),
+        (["plan.device=t4-16g", "device=cpu"], r"device=cpu contradicts plan\.device=t4-16g"),
+        (["plan.device=t4-16g", "dtype=int8"], r"dtype must be one of"),
+        (
+            ["plan.device=t4-16g", "parallel=tensor", "parallel.size=99"],
+            r"parallel\.size=99: .* attention heads",
+        ),
+        (["plan.device=t4-16g", "cache/kv=contiguous"], r"batcher=continuous needs a KV cache"),
+        (["model.checkpoint=null"], r"model\.checkpoint is not set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_setting_is_named(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan(*overrides)
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_every_gpu_runs_the_smallest_model(gpu: Device) -> None:
+    assert plan("model=opt-125m", f"plan.device={gpu.name}").fits

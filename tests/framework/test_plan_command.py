@@ -1,0 +1,159 @@
+"""``pluribus plan`` as a stranger types it, and what ``pluribus serve`` refuses because of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pluribus import Engine, runtime
+from pluribus import config as conf
+from pluribus.plan.devices import GPUS
+from pluribus.plan.planner import Planner
+from pluribus.plugins import discover
+
+CONF = Path(__file__).parents[2] / "conf"
+PLURIBUS = """
+import sys
+from pluribus.cli import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
+ON_FOUR = ("model=opt-175b", "plan.device=h200-141g", "plan.count=4")
+GROUPS = ("model", "parallel", "batcher", "cache/kv")
+CHOICES = sorted(
+    f"{group}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml")
+)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``pluribus`` in a folder that must stay empty, without a network and without torch."""
+    command = [sys.executable, "-c", PLURIBUS, *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+    assert not list(folder.iterdir())
+    return result
+
+
+def answer(folder: Path, *arguments: str) -> dict[str, Any]:
+    result = run(folder, "plan", *arguments, "format=json")
+    assert result.stderr == ""
+    read: dict[str, Any] = json.loads(result.stdout)
+    assert result.returncode == (0 if read["fits"] else 1)
+    return read
+
+
+def test_175b_on_four_h200s_is_planned_anywhere(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = run(tmp_path, "plan", *ON_FOUR)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert time.monotonic() - started < 20
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "opt-175b in float16, 4 ranks (parallel=tensor parallel.size=4), on 4 x h200-141g: fits"
+    )
+    assert lines[3].startswith("0-3   81.4GiB")
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
+    document = (CONF.parent / "docs" / "planning.md").read_text()
+    [command] = re.findall(r"^pluribus (plan .*)", document, re.MULTILINE)
+    assert run(tmp_path, *command.split()).stdout in document
+
+
+def test_the_documentation_names_every_device() -> None:
+    document = (CONF.parent / "docs" / "planning.md").read_text()
+    [row] = re.findall(r"^\| `plan\.device` \| (.*) \|$", document, re.MULTILINE)
+    assert re.findall(r"`([^`]*)`", row) == [*(gpu.name for gpu in GPUS), "cpu-16g", "null"]
+
+
+def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
+    result = run(tmp_path, "plan", "model=opt-175b", "plan.device=h200-141g")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "opt-175b in float16, 1 rank, on h200-141g: does not fit" in result.stdout
+    assert (
+        "The smallest change that fits, more devices:\n"
+        "  plan.count=3 parallel=tensor parallel.size=3\n"
+    ) in result.stdout
+
+
+def test_the_bundled_model_fits_here(tmp_path: Path) -> None:
+    here = answer(tmp_path, "device=cpu")
+    assert here["fits"]
+    assert here["model"] == {"name": "opt-stories-14m", "parameters": 14_187_264}
+    assert here["dtype"] == "float32"
+    assert here["ranks"][0]["weights"] == 4 * 14_187_264
+    assert set(here["generations"]) == {"128", "256", "512", "1024"}
+
+
+def test_programs_get_the_same_plan(tmp_path: Path) -> None:
+    planned = answer(tmp_path, *ON_FOUR, "dtype=float32")
+    assert planned["device"] == {"name": "h200-141g", "count": 4, "memory": 150_109_106_995}
+    assert planned["overrides"] == ["parallel=tensor", "parallel.size=4"]
+    assert [rank["rank"] for rank in planned["ranks"]] == [0, 1, 2, 3]
+    assert planned["changes"][0] == ["dtype=bfloat16"]
+    assert [each["overrides"] for each in planned["other_splits"]] == [
+        ["parallel=single"],
+        ["parallel=tensor", "parallel.size=2"],
+        ["parallel=tensor", "parallel.size=3"],
+        ["parallel=tensor", "parallel.size=8"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("plan.device=h10-80g", "did you mean h100-80g? known are t4-16g, "),
+        ("plan.count=2", "plan.count=2 is of devices that plan.device names"),
+        ("plan.devcie=t4-16g", "plan.devcie: there is no such setting; did you mean device?"),
+        ("format=xml", "format must be one of text, json; got 'xml'"),
+        ("model=opt-1b", "Could not find 'model/opt-1b'"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> None:
+    result = run(tmp_path, "plan", override)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_can_be_planned(choice: str) -> None:
+    needed = ["batcher=bucket"] if choice == "cache/kv=contiguous" else []
+    overrides = [choice, *needed, "plan.device=h200-141g", "plan.count=8"]
+    config, plugins = conf.load("plan", overrides), discover()
+    assert Planner(config, plugins, runtime.describe(config, plugins)).plan().fits
+
+
+def test_serve_refuses_what_does_not_fit_before_it_loads(tmp_path: Path) -> None:
+    result = run(tmp_path, "serve", "server.port=0", "device=cpu", "cache.kv.memory=1KiB")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        "pluribus: opt-stories-14m does not fit on this machine's cpu: cache.kv.memory=1KiB gives "
+        "1KiB on this machine's cpu, room for 0 tokens; one generation of full length takes 1024"
+    )
+    assert "what fits: cache.kv.memory=auto" in result.stderr
+
+
+def test_ranks_log_what_was_planned_beside_what_they_measure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pluribus")
+    with Engine("device=cpu", "cache.kv.memory=512MiB"):
+        pass
+    [line] = [each for each in caplog.messages if each.startswith("rank 0 on cpu: weights")]
+    said = re.findall(r"(weights|KV) planned ([\d.]+)MiB, measured ([\d.]+)MiB", line)
+    [weights, kv] = [(name, float(planned), float(measured)) for name, planned, measured in said]
+    assert weights[1] == 54.1
+    assert weights[2] >= 0.95 * weights[1]
+    assert kv[2] == pytest.approx(kv[1], rel=0.05)
+    assert "work space planned 50MiB; peak so far " in line

@@ -1,0 +1,101 @@
+"""What is planned is what is allocated: a rank is started for real and every tensor counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from framework.allocations import Allocations
+from pluribus import config as conf
+from pluribus import runtime
+from pluribus.generation import SamplingParams
+from pluribus.interfaces import Seat
+from pluribus.plan.demand import Demand, demand
+from pluribus.plugins import discover
+from pluribus.step import Admission, Row, Step
+from pluribus.worker import Worker
+
+SAMPLED = SamplingParams(
+    temperature=0.9, top_p=0.9, max_tokens=500, seed=3, repetition_penalty=1.2, ignore_eos=True
+)
+
+
+def parts(*overrides: str) -> runtime.Parts:
+    return runtime.assemble(conf.load("serve", [*overrides, "device=cpu"]), discover())
+
+
+def start(chosen: runtime.Parts) -> Worker:
+    worker = runtime.start_rank(chosen, lambda done, total: None, Seat())
+    return cast(Worker, worker)
+
+
+def needs(chosen: runtime.Parts) -> Demand:
+    return demand(chosen.outline, 0, "cpu")
+
+
+def tensors_of(thing: object) -> int:
+    """Return the bytes of the tensors that an object itself holds, views not counted again."""
+    storages: dict[int, Any] = {}
+    for value in vars(thing).values():
+        if isinstance(value, torch.Tensor):
+            storages[id(value.untyped_storage())] = value.untyped_storage()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("cache", ["paged", "contiguous"])
+@pytest.mark.parametrize("memory", ["20MiB", "33333333B"])
+def test_keys_and_values_take_what_is_planned(cache: str, memory: str) -> None:
+    batcher = "bucket" if cache == "contiguous" else "continuous"
+    chosen = parts(f"cache/kv={cache}", f"batcher={batcher}", f"cache.kv.memory={memory}")
+    worker = start(chosen)
+    planned = chosen.kv_cache.capacity(worker.kv_shape) * needs(chosen).kv_bytes_per_token
+    pool = cast(Any, worker.store)._pool
+    assert pool.nbytes == planned
+    assert planned <= 33_333_333
+
+
+def test_weights_take_what_is_planned() -> None:
+    chosen = parts("cache.kv.memory=20MiB")
+    network = cast(torch.nn.Module, start(chosen).network)
+    assert sum(parameter.nbytes for parameter in network.parameters()) == needs(chosen).weights
+
+
+def admission(slot: int, length: int, blocks: range) -> Admission:
+    return Admission(
+        slot=slot,
+        prompt=(5,) * length,
+        max_length=length + 4,
+        params=replace(SAMPLED, seed=slot),
+        ends=(),
+        placement=tuple(blocks),
+    )
+
+
+def largest_steps(worker: Worker, num_texts: int, length: int) -> None:
+    """Compute as many tokens as a step may, then sample in as many texts as there may be."""
+    per_text = -(-(length + 4) // 16)
+    admitted = tuple(
+        admission(slot, length, range(slot * per_text, (slot + 1) * per_text))
+        for slot in range(num_texts)
+    )
+    rows = tuple(Row(slot, 0, length, samples=True) for slot in range(num_texts))
+    worker.submit(Step(0, (), admitted, rows))()
+    rows = tuple(Row(slot, length, 1, samples=True) for slot in range(num_texts))
+    worker.submit(Step(1, (), (), rows))()
+
+
+@pytest.mark.parametrize(("num_texts", "length"), [(2, 1000), (64, 31)], ids=["long", "many"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_step_takes_more_work_space_than_is_planned(
+    num_texts: int, length: int, dtype: str
+) -> None:
+    chosen = parts("cache.kv.memory=100MiB", f"dtype={dtype}", "batcher.max_batch_tokens=2048")
+    planned = needs(chosen)
+    worker = start(chosen)
+    with Allocations() as allocations:
+        largest_steps(worker, num_texts, length)
+    assert allocations.peak <= planned.work - planned.slots
+    assert allocations.peak >= planned.activations / 2
