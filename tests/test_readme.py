@@ -87,6 +87,13 @@ def test_every_argument_to_make_composes(overrides: list[str]) -> None:
     assert load("serve", overrides)
 
 
+def test_the_commands_for_several_machines_compose() -> None:
+    words = commands((ROOT / "docs" / "machines.md").read_text())
+    serves = [line[line.index("serve") + 1 :] for line in words if "serve" in line]
+    assert len(serves) == 3
+    assert all(load("serve", overrides) for overrides in serves)
+
+
 @pytest.mark.parametrize("setting", re.findall(r"^\| `.*?` \| `(.*?)`", README, re.MULTILINE))
 def test_the_tutorial_s_settings_compose(setting: str) -> None:
     assert load("serve", setting.split())

@@ -69,16 +69,23 @@ def serve(arguments: Sequence[str]) -> int:
     def task(config: Any, plugins: Plugins) -> int:
         from pluribus import config as conf
         from pluribus import runtime
+        from pluribus.logs import configure_logging
         from pluribus.plan.command import check
         from pluribus.server.config import ServerConfig
 
         server_config = conf.section(config, "server", ServerConfig)
         parts = runtime.assemble(config, plugins)
-        check(config, plugins, parts.model.blueprint)
-        # Only now what takes long to import: a wrong setting has been answered already.
-        from pluribus.server.run import serve as serve_http
+        if parts.launcher.is_local:
+            check(config, plugins, parts.model.blueprint)
 
-        return serve_http(parts, plugins, server_config)
+        def service() -> int:
+            # Only now what takes long to import: a wrong setting has been answered already.
+            from pluribus.server.run import serve as serve_http
+
+            return serve_http(parts, plugins, server_config)
+
+        configure_logging(server_config.log_format, server_config.log_level)
+        return parts.launcher.run(service)
 
     # Until the server listens to signals itself, there is nothing to finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

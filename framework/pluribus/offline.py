@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -205,6 +206,12 @@ def print_answer(config: DictConfig, plugins: Plugins, prompt: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     params = conf.pick(config, GenerateConfig).params()
     parts = runtime.assemble(config, plugins)
+    return parts.launcher.run(partial(_print_answer, parts, plugins, prompt, params))
+
+
+def _print_answer(
+    parts: runtime.Parts, plugins: Plugins, prompt: str, params: SamplingParams
+) -> int:
     service = Service(parts, plugins, *_hosts(parts, plugins))
     query = service.query(prompt, params)  # refused, if it must be, before the weights are read
     answer = asyncio.run(_answer(service, query, prompt))

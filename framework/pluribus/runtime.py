@@ -30,6 +30,7 @@ from pluribus.interfaces import (
     Parallelism,
     Progress,
     ResponseCache,
+    Seat,
 )
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.memory import free_memory
@@ -163,6 +164,12 @@ def assemble(config: DictConfig, plugins: Plugins) -> Parts:
     )
     check_capabilities(config, parts.outline)
     parts.launcher.check(parts.parallelism.world_size)
+    if parts.replicas.replicas > 1 and not parts.launcher.is_local:
+        raise ConfigError(
+            f"parallel.replicas={parts.replicas.replicas}: launcher="
+            f"{conf.choice(config, 'launcher')} places the ranks of one engine; choose "
+            "launcher=local or parallel.replicas=1"
+        )
     return parts
 
 
@@ -262,7 +269,7 @@ def start(
     )
 
 
-def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> Executor:
+def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     """Return one rank's worker, in the rank's process, having met the others."""
     import torch
 
@@ -270,27 +277,27 @@ def start_rank(parts: Parts, progress: Progress, rank: int, rendezvous: str) -> 
     from pluribus.stages import stage_of
 
     spec = parts.model.spec
-    num_ranks = parts.parallelism.world_size
-    device = _device(parts.device, parts.replicas.replica * num_ranks + rank)
+    num_local = seat.num_local * parts.replicas.replicas
+    device = _device(parts.device, parts.replicas.replica * seat.num_local + seat.local_rank)
     if device.type == "cpu":
-        _share_processors(num_ranks * parts.replicas.replicas)
+        _share_processors(num_local)
     else:
         torch.cuda.set_device(device)  # Triton and graphs know no other
     dtype = getattr(torch, parts.outline.dtype_on(device.type))
-    needs = demand(parts.outline, rank, device.type)
+    needs = demand(parts.outline, seat.rank, device.type)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place = parts.parallelism.place(needs.share, device, rendezvous)
+    place = parts.parallelism.place(needs.share, device, seat.rendezvous)
     meter = Meter(device)
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
         meter.note("weights", needs.weights)
-        shape = _kv_shape(parts, needs, device)
+        shape = _kv_shape(parts, needs, num_local, device)
         store = parts.kv_cache.store(shape, device, dtype)
         meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
     join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
     worker = _worker(network, store, spec, shape, device, join if place.ring else None)
-    logger.info("rank %d on %s: %s", rank, device, meter.report(needs.work))
+    logger.info("rank %d on %s: %s", seat.rank, device, meter.report(needs.work))
     return worker
 
 
@@ -314,12 +321,11 @@ def _worker(
     return Worker(network, store, spec, shape, device, join or stay_alone)
 
 
-def _kv_shape(parts: Parts, needs: Demand, device: torch.device) -> KVShape:
+def _kv_shape(parts: Parts, needs: Demand, num_local: int, device: torch.device) -> KVShape:
     from pluribus.parallel.group import smallest
 
     outline, max_length = parts.outline, parts.model.spec.max_length
-    num_ranks = parts.parallelism.world_size * parts.replicas.replicas
-    num_sharing = num_ranks if device.type == "cpu" else 1
+    num_sharing = num_local if device.type == "cpu" else 1
     smallest(0, device)  # NCCL takes its memory at the first collective: it is not free
     free = free_memory(device) // num_sharing
     room = find_room(outline, needs, device_type=device.type, where=str(device), free=free)

@@ -12,6 +12,7 @@ from framework.allocations import Allocations
 from pluribus import config as conf
 from pluribus import runtime
 from pluribus.generation import SamplingParams
+from pluribus.interfaces import Seat
 from pluribus.plan.demand import Demand, demand
 from pluribus.plugins import discover
 from pluribus.step import Admission, Row, Step
@@ -27,7 +28,7 @@ def parts(*overrides: str) -> runtime.Parts:
 
 
 def start(chosen: runtime.Parts) -> Worker:
-    worker = runtime.start_rank(chosen, lambda done, total: None, 0, "")
+    worker = runtime.start_rank(chosen, lambda done, total: None, Seat())
     return cast(Worker, worker)
 
 

@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -74,8 +75,12 @@ class BenchConfig:
 def run(config: DictConfig, plugins: Plugins) -> int:
     """Measure what ``conf/bench.yaml`` and its overrides ask for; print JSON lines."""
     settings = conf.pick(config, BenchConfig)
-    workload = settings.chosen()
     engine = BenchEngine(config, plugins)
+    return engine.parts.launcher.run(partial(_measure, config, settings, engine))
+
+
+def _measure(config: DictConfig, settings: BenchConfig, engine: BenchEngine) -> int:
+    workload = settings.chosen()
     rounds = [engine.requests(workload, i) for i in range(settings.warmups + settings.repeats)]
     reports: list[dict[str, Any]] = []
     with engine:

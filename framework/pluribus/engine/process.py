@@ -61,9 +61,14 @@ def die_with_the_parent() -> None:
     """Leave signals to whoever started this process, and do not outlive it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # If the parent had ended before, the socket it left says so.
+    signal_at_the_end_of_the_parent(signal.SIGKILL)
+
+
+def signal_at_the_end_of_the_parent(number: signal.Signals) -> None:
+    """Have the system send this process a signal when whoever started it ends."""
     if sys.platform == "linux":
-        # If that had ended before, the socket it left says so.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 if __name__ == "__main__":

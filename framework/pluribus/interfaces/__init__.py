@@ -19,7 +19,7 @@ from pluribus.interfaces.model import (
     TextStream,
     Tokenizer,
 )
-from pluribus.interfaces.parallelism import Executor, Launcher, Parallelism, Place, Share
+from pluribus.interfaces.parallelism import Executor, Launcher, Parallelism, Place, Seat, Share
 from pluribus.interfaces.response_cache import Answer, Query, ResponseCache
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Progress",
     "Query",
     "ResponseCache",
+    "Seat",
     "Share",
     "TextStream",
     "TokenLayout",

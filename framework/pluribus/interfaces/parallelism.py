@@ -67,6 +67,24 @@ class Place:
     ring: Ring | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where one rank runs, and where it meets the others.
+
+    Attributes:
+        rank: among all, counted from 0.
+        local_rank: among the ranks that see the same devices; it takes the one of this number.
+        num_local: ranks on its machine, which share the memory of the host.
+        rendezvous: where they meet, as torch.distributed's ``init_method``; empty for a single
+            rank.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    num_local: int = 1
+    rendezvous: str = ""
+
+
 class Parallelism(ABC):
     """How the network is split. Constructing it must not import torch."""
 
@@ -136,6 +154,9 @@ class Launcher(ABC):
 
     Config: ClassVar[type[Any]]
     """Dataclass of the settings in the ``launcher`` section, less ``name``."""
+    is_local: ClassVar[bool] = False
+    """Whether all ranks run on this machine: only then can its devices be counted before they
+    start, and shared out among replicas."""
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
@@ -144,18 +165,26 @@ class Launcher(ABC):
     def check(self, world_size: int) -> None:
         """Raise ConfigError if this many ranks cannot be launched."""
 
+    def run(self, service: Callable[[], int]) -> int:
+        """Run ``service`` and return its exit code, in a process that a person has started.
+
+        A launcher for which the same command is started several times runs it in one of these
+        processes, and in each of the others a rank, until the service ends.
+        """
+        return service()
+
     @abstractmethod
     def launch(
         self,
-        start_rank: Callable[[int, str], Executor],
+        start_rank: Callable[[Seat], Executor],
         config: str,
         world_size: int,
         fail: Callable[[str], None],
     ) -> Executor:
-        """Start all ranks; return the executor that drives them.
+        """Start all ranks, in the engine's process; return the executor that drives them.
 
         Args:
-            start_rank: builds a rank in this process, given its number and the rendezvous.
+            start_rank: builds a rank in this process.
             config: the whole configuration, in YAML, for ranks elsewhere.
             world_size: ranks in all.
             fail: to be called, from any thread, with what is wrong once a rank is lost; the

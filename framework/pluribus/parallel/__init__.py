@@ -26,5 +26,7 @@ def register_parallelisms() -> Mapping[str, type[Parallelism]]:
 @hookimpl
 def register_launchers() -> Mapping[str, type[Launcher]]:
     from pluribus.parallel.local import LocalLauncher
+    from pluribus.parallel.ray_launcher import RayLauncher
+    from pluribus.parallel.torchrun import TorchrunLauncher
 
-    return {"local": LocalLauncher}
+    return {"local": LocalLauncher, "ray": RayLauncher, "torchrun": TorchrunLauncher}

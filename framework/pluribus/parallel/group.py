@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pluribus.interfaces.parallelism import Share
+from pluribus.parallel.addresses import interface, talk_through
 from pluribus.spans import even_span
 
 TIMEOUT = timedelta(minutes=10)
@@ -22,6 +23,7 @@ def meet(rank: int, world_size: int, device: torch.device, rendezvous: str) -> N
     """Join the group of all ranks, where there is more than one."""
     if world_size == 1:
         return
+    talk_through(interface(rendezvous))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=rendezvous,

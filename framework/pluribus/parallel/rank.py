@@ -25,9 +25,10 @@ from pluribus.engine.process import die_with_the_parent
 from pluribus.errors import PluribusError
 from pluribus.interfaces import Executor
 from pluribus.logs import configure_logging
-from pluribus.parallel.ranks import (
+from pluribus.parallel.messages import (
     RANK_PROTOCOL_VERSION,
     SECONDS_BETWEEN_BEATS,
+    EndRank,
     FromRank,
     RankBeat,
     RankDied,
@@ -41,15 +42,22 @@ from pluribus.step import Step, StepResult
 
 SECONDS_TO_IDLE = 1.0
 
+ENDED = 0
+"""Exit code of a rank that was told to end."""
+LEFT_ALONE = 3
+"""Exit code of a rank whose first rank is gone."""
+
 
 def main() -> None:
     """Run steps until the first rank ends this one."""
     die_with_the_parent()
     channel: Channel[FromRank, ToRank] = Channel(socket.socket(fileno=int(sys.argv[1])), ToRank)
     try:
-        [start] = channel.receive(block=True)
+        [start, *others] = channel.receive(block=True)
     except ChannelClosed:
-        return
+        sys.exit(LEFT_ALONE)
+    if isinstance(start, EndRank) or others:
+        sys.exit(ENDED)
     assert isinstance(start, StartRank)
     assert start.protocol == RANK_PROTOCOL_VERSION, f"protocol {start.protocol}"
     steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
@@ -79,7 +87,7 @@ def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
     configure_logging(server.log_format, server.log_level)
     plugins = discover()
     parts = runtime.assemble(config, plugins)
-    worker = runtime.start_rank(parts, lambda done, total: None, start.rank, start.rendezvous)
+    worker = runtime.start_rank(parts, lambda done, total: None, start.seat)
     run_steps(worker, steps)
 
 
@@ -102,13 +110,15 @@ def run_steps(worker: Executor, steps: queue.SimpleQueue[Step]) -> NoReturn:
 
 
 def _receive(channel: Channel[FromRank, ToRank], steps: queue.SimpleQueue[Step]) -> None:
-    """Take steps, and end at once when whoever sends them is gone."""
+    """Take steps, and end at once when whoever sends them says so or is gone."""
     with contextlib.suppress(ChannelClosed):
         while True:
             for message in channel.receive(block=True):
+                if isinstance(message, EndRank):
+                    os._exit(ENDED)
                 assert isinstance(message, RunStep)
                 steps.put(message.step)
-    os._exit(0)
+    os._exit(LEFT_ALONE)
 
 
 def _beat(channel: Channel[FromRank, ToRank]) -> None:

@@ -1,77 +1,55 @@
-"""Ranks in processes of their own on this machine, driven and watched by the first one.
+"""All ranks, driven and watched by the first one, wherever they run.
 
-The first rank is the process that calls ``RankProcesses``; the others are
-``python -m pluribus.parallel.rank``. A step is sent to each of them once, and nothing comes
-back: every rank samples for itself, from the same logits with the same noise. What does come
-back is a beat. A rank that ends, raises or falls silent ends them all, without waiting on a
-collective that will never complete.
+A step is sent to each of them once, and nothing comes back: every rank samples for itself, from
+the same logits with the same noise. What does come back is a beat. A rank that ends, raises or
+falls silent ends them all, without waiting on a collective that will never complete.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-import msgspec
-
-from pluribus.engine.channel import Channel, ChannelClosed
-from pluribus.interfaces import Executor, KVShape
+from pluribus.engine.channel import ChannelClosed
+from pluribus.errors import PluribusError
+from pluribus.interfaces import Executor, KVShape, Seat
+from pluribus.parallel.crew import Crew, Member
+from pluribus.parallel.messages import (
+    RANK_PROTOCOL_VERSION,
+    SECONDS_BETWEEN_BEATS,
+    SILENCE,
+    SILENCE_WHILE_LOADING,
+    RankChannel,
+    RankDied,
+    RunStep,
+    StartRank,
+    ToRank,
+)
 from pluribus.step import Step, StepResult
 
-RANK_PROTOCOL_VERSION = 1
-SECONDS_BETWEEN_BEATS = 0.5
-SILENCE = 4.0
-"""Seconds without a beat after which a rank is taken to be dead."""
-SILENCE_WHILE_LOADING = 60.0
-"""The same until all ranks have met: on a busy machine, importing torch alone takes long."""
+SECONDS_TO_FIND_THE_CULPRIT = 2.0
+"""A lost rank makes collectives fail here; its channel may tell a moment later."""
 
 logger = logging.getLogger(__name__)
 
 
-class RankMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Anything that crosses between ranks, tensors excepted."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A rank that is lost, and why.
 
-
-class StartRank(RankMessage, frozen=True):
-    """First rank: be this rank of the configuration, in YAML; meet the others there."""
-
-    protocol: int
-    config: str
-    rank: int
-    rendezvous: str
-
-
-class RunStep(RankMessage, frozen=True):
-    """First rank: run this step."""
-
-    step: Step
-
-
-class RankBeat(RankMessage, frozen=True):
-    """Other rank: alive."""
-
-
-class RankDied(RankMessage, frozen=True):
-    """Other rank: the last message, if it can still be sent; with a traceback for a bug."""
+    Attributes:
+        reason: for people.
+        is_certain: whether it is itself to blame. One that has raised may have done so because
+            another one, whose channel closes at the same moment, is gone.
+    """
 
     reason: str
-    traceback: str
-
-
-ToRank = StartRank | RunStep
-FromRank = RankBeat | RankDied
-RankChannel = Channel[ToRank, FromRank]
+    is_certain: bool
 
 
 class RankProcesses(Executor):
@@ -80,34 +58,37 @@ class RankProcesses(Executor):
     Args:
         start_rank: builds rank 0, meeting the others where it is told.
         config: the whole configuration, in YAML, for the others.
-        world_size: ranks in all.
+        crew: the processes of the others.
         fail: called, in a thread of its own, with what is wrong once a rank is lost.
     """
 
     def __init__(
         self,
-        start_rank: Callable[[int, str], Executor],
+        start_rank: Callable[[Seat], Executor],
         config: str,
-        world_size: int,
+        crew: Crew,
         fail: Callable[[str], None],
     ) -> None:
+        self._crew = crew
         self._fail = fail
         self._is_ending = False
+        self._losing = threading.Lock()
         self._silence = SILENCE_WHILE_LOADING
         self._met = time.monotonic()
-        self._folder = Path(tempfile.mkdtemp(prefix="pluribus-"))
-        rendezvous = f"file://{self._folder}/rendezvous"
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._channels: list[RankChannel] = []
-        for rank in range(1, world_size):
-            self._spawn(StartRank(RANK_PROTOCOL_VERSION, config, rank, rendezvous))
+        roster = crew.gather(self._lose)
+        self._members = roster.others
+        for member in self._members:
+            _send(member, StartRank(RANK_PROTOCOL_VERSION, config, member.seat))
         self._watcher = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
         self._watcher.start()
-        self._first = start_rank(0, rendezvous)
+        try:
+            with self._finding_the_culprit():
+                self._first = start_rank(roster.first)
+        except BaseException:
+            self._end_others(crew.abandon)
+            raise
         self._met = time.monotonic()
         self._silence = SILENCE
-        # Everybody has met: whatever happens later leaves nothing behind.
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def kv_shape(self) -> KVShape:
@@ -123,70 +104,88 @@ class RankProcesses(Executor):
 
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Run the step on every rank; see Executor.submit."""
-        for channel in self._channels:
-            channel.send(RunStep(step))
-        return self._first.submit(step)
+        for member in self._members:
+            _send(member, RunStep(step))
+        with self._finding_the_culprit():
+            read = self._first.submit(step)
+
+        def read_or_blame() -> StepResult:
+            with self._finding_the_culprit():
+                return read()
+
+        return read_or_blame
 
     def shutdown(self) -> None:
         """Stop every rank and wait until it has ended."""
-        self._is_ending = True
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
-        self._watcher.join()
-        for channel in self._channels:
-            channel.close()
+        self._end_others(self._crew.dismiss)
         self._first.shutdown()
 
-    def _spawn(self, start: StartRank) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._processes.append(
-                subprocess.Popen(  # noqa: S603 - this very program
-                    [sys.executable, "-m", "pluribus.parallel.rank", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
-                )
-            )
-        channel: RankChannel = Channel(ours, FromRank)
-        channel.send(start)
-        self._channels.append(channel)
+    def _end_others(self, end: Callable[[], None]) -> None:
+        self._is_ending = True
+        end()
+        self._watcher.join()
+        for member in self._members:
+            member.channel.close()
+
+    @contextlib.contextmanager
+    def _finding_the_culprit(self) -> Iterator[None]:
+        """Let the watcher say who is lost before an error here, which follows from it, is told."""
+        try:
+            yield
+        except PluribusError:
+            raise  # ours: no collective's
+        except Exception:
+            self._watcher.join(SECONDS_TO_FIND_THE_CULPRIT)
+            raise
 
     def _watch(self) -> None:
         """Read beats until a rank is lost, and then end everything."""
-        heard = dict.fromkeys(self._channels, time.monotonic())
-        while True:
-            readable, _, _ = select.select(self._channels, [], [], SECONDS_BETWEEN_BEATS)
-            for channel in readable:
-                heard[channel] = time.monotonic()
-            for rank, channel in enumerate(self._channels, start=1):
-                reason = self._loss(channel, channel in readable, heard[channel])
-                if self._is_ending:
-                    return
-                if reason is not None:
-                    self._end(f"rank {rank} {reason}")
-                    return
+        heard = dict.fromkeys((member.channel for member in self._members), time.monotonic())
+        losses: list[Loss] = []
+        while not losses:
+            losses = self._losses(heard, SECONDS_BETWEEN_BEATS)
+            if losses and not any(loss.is_certain for loss in losses):
+                time.sleep(SECONDS_BETWEEN_BEATS)
+                losses += self._losses(heard, 0)
+            if self._is_ending:
+                return
+        self._lose(max(losses, key=lambda loss: loss.is_certain).reason)
 
-    def _loss(self, channel: RankChannel, is_readable: bool, heard: float) -> str | None:
+    def _losses(self, heard: dict[RankChannel, float], seconds: float) -> list[Loss]:
+        """Listen that long, note who is heard, and return who is lost."""
+        readable, _, _ = select.select(list(heard), [], [], seconds)
+        for channel in readable:
+            heard[channel] = time.monotonic()
+        checks = (self._loss(m, m.channel in readable, heard[m.channel]) for m in self._members)
+        return [loss for loss in checks if loss]
+
+    def _loss(self, member: Member, is_readable: bool, heard: float) -> Loss | None:
         """Say why a rank is lost, or return None."""
         if not is_readable:
             silence = time.monotonic() - max(heard, self._met)
-            return f"has said nothing for {silence:.1f} s" if silence > self._silence else None
+            if silence <= self._silence:
+                return None
+            return Loss(f"{member.title} has said nothing for {silence:.1f} s", is_certain=True)
         with contextlib.suppress(ChannelClosed):
-            messages = channel.receive(block=False)
-            for message in messages:
+            for message in member.channel.receive(block=False):
                 if isinstance(message, RankDied):
                     if message.traceback:
-                        logger.error("where a rank died:\n%s", message.traceback)
-                    return f"died: {message.reason}"
+                        logger.error("where %s died:\n%s", member.title, message.traceback)
+                    return Loss(f"{member.title} died: {message.reason}", is_certain=False)
             return None
-        return "ended without a word"
+        return Loss(f"{member.title} {self._crew.epitaph(member)}", is_certain=True)
 
-    def _end(self, reason: str) -> None:
+    def _lose(self, reason: str) -> None:
+        with self._losing:  # the first reason is told: the others follow from it
+            if self._is_ending:
+                return
+            self._is_ending = True
         logger.error("%s: ending all ranks", reason)
-        for process in self._processes:
-            process.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._crew.abandon()
         self._fail(reason)
+
+
+def _send(member: Member, message: ToRank) -> None:
+    """Send to a rank; if it is gone, the watcher sees so and says more."""
+    with contextlib.suppress(ChannelClosed):
+        member.channel.send(message)

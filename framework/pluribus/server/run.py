@@ -18,7 +18,6 @@ from starlette.routing import BaseRoute
 
 from pluribus.engine.client import ProcessHost
 from pluribus.errors import ConfigError
-from pluribus.logs import configure_logging
 from pluribus.replicas import engine_configs
 from pluribus.server.app import create_app
 from pluribus.server.auth import load_keyring
@@ -50,7 +49,6 @@ def serve(parts: Parts, plugins: Plugins, server: ServerConfig) -> int:
     Raises:
         ConfigError: as ``run_server``.
     """
-    configure_logging(server.log_format, server.log_level)
     configs = engine_configs(parts.config, parts.replicas.replicas)
     service = Service(parts, plugins, *map(ProcessHost, configs))
     return run_server(service, server, plugins.routes(service))
