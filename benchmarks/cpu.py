@@ -17,17 +17,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 import pluribus_opt
+from front import asking
 from http_client import Connection
 from pluribus import config as conf
-from pluribus.bench.engine import BenchEngine
+from pluribus.bench.engine import BenchEngine, between, timed_core
+from pluribus.bench.stopwatch import ForwardPass
 from pluribus.bench.workloads import Lengths, Request, Workload, fixed
+from pluribus.engine.loop import EngineLoop
 from pluribus.plugins import discover
+from pluribus.runtime import assemble
 from server import serving
 
 BUNDLED = Path(pluribus_opt.__file__).parent / "bundled" / "opt-stories-14m"
@@ -144,12 +149,19 @@ def engine(repeats: int) -> Iterator[Result]:
     """Tell the engine's own part of a step in which 64 generations run."""
     own: list[float] = []
     steps: list[float] = []
-    with load(*OURS, "batcher.max_batch_size=64") as ours:
-        for round_ in range(repeats + 1):
-            measurement = ours.measure(ours.requests(FULL, round_))
-            if round_:
-                own += measurement.engine_seconds[-NUM_FULL:]
-                steps += measurement.steps[-NUM_FULL:]
+    passes: list[ForwardPass] = []
+    plugins = discover()
+    parts = assemble(conf.load("serve", (*OURS, "batcher.max_batch_size=64")), plugins)
+    core = timed_core(parts, plugins, passes, lambda done, total: None)
+    ids = parts.model.spec.num_token_ids
+    for round_ in range(repeats + 1):
+        passes.clear()
+        with asking(FULL.requests(round_, parts.model.tokenizer().encode(""), ids)) as channel:
+            EngineLoop(channel, core).run()
+        if round_:
+            last = passes[-NUM_FULL - 1 :]
+            own += between(last)
+            steps += [after.started - before.started for before, after in pairwise(last)]
     mine, step = (statistics.median(each) * MILLI for each in (own, steps))
     yield below("64 running: a step outside the model", step, None, mine, 1)
 

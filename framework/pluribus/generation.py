@@ -229,9 +229,10 @@ class Generation:
 
         What is left of the prompt, then one a step, until the step under way gives the last.
         """
-        if self.num_scheduled < len(self.prompt):
-            return len(self.prompt) - self.num_scheduled
-        return 1 if self.num_scheduled < self.max_length - 1 else 0
+        num_answered = self.num_scheduled - len(self.prompt)
+        if num_answered < 0:
+            return -num_answered
+        return 1 if num_answered < self.params.max_tokens - 1 else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -66,10 +67,7 @@ class Measurement:
     @property
     def engine_seconds(self) -> list[float]:
         """What passed between the model's work for a step and its work for the next."""
-        return [
-            after.started - before.ended - before.choosing
-            for before, after in itertools.pairwise(self.passes)
-        ]
+        return between(self.passes)
 
     def report(self) -> dict[str, Any]:
         """Return what there is to print."""
@@ -87,6 +85,14 @@ class Measurement:
             "ttft_ms": milliseconds([course.first for course in courses]),
             "tpot_ms": milliseconds(decodes),
         }
+
+
+def between(passes: Sequence[ForwardPass]) -> list[float]:
+    """Return the seconds between the model's work for each step and its work for the next."""
+    return [
+        after.started - before.ended - before.choosing
+        for before, after in itertools.pairwise(passes)
+    ]
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
@@ -227,16 +233,21 @@ def _host(parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass]) -> 
     """Return a thread for a single rank; losing one of several must not end this process."""
     if parts.parallelism.world_size > 1:
         return ProcessHost(parts.config)
+    return ThreadHost(partial(timed_core, parts, plugins, passes))
+
+
+def timed_core(
+    parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass], progress: Progress
+) -> EngineCore:
+    """Return an engine on this thread that notes in ``passes`` what its model takes."""
+    from pluribus.bench.timed_sampler import TimedSampler
+    from pluribus.head import Head
+    from pluribus.worker import Worker
+
     timed = replace(parts, model=TimedModel(parts.model, passes))
-
-    def start_core(progress: Progress) -> EngineCore:
-        from pluribus.bench.timed_sampler import TimedSampler
-        from pluribus.worker import Worker
-
-        core = runtime.start(timed, plugins, progress, fail=logger.critical)
-        worker = core.executor
-        if type(worker) is Worker:  # CUDA's runs ahead: there is no host time to tell apart
-            worker.sampler = TimedSampler(worker.state, passes)
-        return core
-
-    return ThreadHost(start_core)
+    core = runtime.start(timed, plugins, progress, fail=logger.critical)
+    worker = core.executor
+    if type(worker) is Worker:  # CUDA's runs ahead: there is no host time to tell apart
+        sampler = TimedSampler(worker.state, passes)
+        worker.head = Head(worker.network.logits, worker.state, sampler)
+    return core

@@ -291,7 +291,7 @@ class EngineCore:
         return Output(
             generation.id,
             tuple(generation.tokens[since:]),
-            tuple(generation.logprobs[since:]),
+            tuple(generation.logprobs[since:]) if generation.logprobs else (),
             prompt_logprobs,
             generation.finish_reason,
             _timing(generation, running) if generation.finish_reason else None,

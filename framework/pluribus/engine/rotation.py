@@ -30,6 +30,8 @@ class Rotation:
 
     def cut(self, batch: Batch) -> list[Batch]:
         """Return the parts, none of them empty, in the order in which to run them."""
+        if self._num_parts == 1:
+            return [batch]
         pieces = {g: self._pieces(count) for g, count in batch.num_tokens.items()}
         num_parts = min(self._num_parts, sum(map(len, pieces.values())))
         most = -(-sum(batch.num_tokens.values()) // num_parts)
@@ -50,6 +52,8 @@ class Rotation:
         All of a batch's parts but one, whose place the next batch's first part takes. A batch
         that samples nothing has nothing to wait for.
         """
+        if self._num_parts == 1:
+            return 0
         samples = any(g.num_scheduled + n >= len(g.prompt) for g, n in batch.num_tokens.items())
         return (len(parts) if samples else self._num_parts) - 1
 
