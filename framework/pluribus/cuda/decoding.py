@@ -66,7 +66,8 @@ class Decoding:
         self._rows.counter.zero_()
         started = Arrival(self._device)
         self._graphs.replay(key, passes)
-        answers = self._rows.answers[:passes, : len(slots)].to("cpu", non_blocking=True)
+        answers = self._rows.answers[:passes, : len(slots)]
+        answers = answers.to("cpu", non_blocking=True, copy=True)
         ended = Arrival(self._device)
 
         def read() -> StepResult:

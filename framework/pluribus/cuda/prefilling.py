@@ -86,7 +86,8 @@ class Prefilling:
         if key not in self._heads:
             self._heads.capture(key)
         self._heads.replay(key)
-        answers = self._rows.answers[0, : len(sampling)].to("cpu", non_blocking=True)
+        answers = self._rows.answers[0, : len(sampling)]
+        answers = answers.to("cpu", non_blocking=True, copy=True)
         arrived = Arrival(self._device)
 
         def read() -> StepResult:
@@ -96,8 +97,11 @@ class Prefilling:
         return read
 
     def _layout(self, num_tokens: int) -> _Layout:
-        num_rows = min(num_tokens, self._state.padding)
-        num_tiles = num_tokens // self._store.tile_size + num_rows
+        most = min(num_tokens, self._state.padding)
+        num_tiles = num_tokens // self._store.tile_size + most
+        # As many as sampling may be captured for, or it would find rows of an earlier pass.
+        num_rows = bucket(self._row_sizes, most)
+        assert num_rows is not None
         return _Layout(num_tokens, num_tiles, num_rows)
 
     def _pad(self, num_tokens: int) -> None:

@@ -13,7 +13,7 @@ from pluribus.interfaces import KVShape
 from pluribus.kernels.passes import NUM_ENDS, Texts
 from pluribus.kernels.sample import Choices
 from pluribus.kernels.upload import upload
-from pluribus.slots import Needs, SlotState
+from pluribus.slots import COLDEST, Needs, SlotState
 from pluribus.step import Admission
 
 ADJUSTED = Needs.PENALTIES | Needs.BIASES
@@ -73,7 +73,7 @@ class CudaSlotState(SlotState):
 
 def _floats(params: SamplingParams) -> tuple[float, ...]:
     return (
-        0.0 if params.is_greedy else params.temperature,
+        0.0 if params.is_greedy else max(params.temperature, COLDEST),
         params.top_p,
         params.min_p,
         params.repetition_penalty,

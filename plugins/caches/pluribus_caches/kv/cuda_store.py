@@ -74,6 +74,7 @@ class CudaPagedStore(DeviceKVStore):
 
     def begin(self, rows: Sequence[Row]) -> TokenLayout:
         """Lay out the rows' tokens, and cut them into tiles."""
+        self.flush()
         packed = PackedRows.make(rows, TILE)
         slots, positions, last, starts, ends = upload(
             self._device,
