@@ -19,6 +19,8 @@ from pluribus.kernels.following import early, follow
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
+NARROWEST = 16
+"""What tensor cores multiply, at least."""
 NOTHING = tl.constexpr(-1.0e30)
 """Less than any score, and still a number: its differences are."""
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -271,7 +273,7 @@ def prefill(
     """
     num_tokens, num_heads, head_dim = query.shape
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
-    width = triton.next_power_of_2(head_dim)
+    width = max(NARROWEST, triton.next_power_of_2(head_dim))
     _prefill[(len(tiles.starts), num_heads)](
         query,
         query.stride(0),

@@ -1,0 +1,246 @@
+"""The CUDA worker, where Triton's kernels run, gives what a CPU's worker gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuda.tiny import (
+    NUM_SLOTS,
+    TinyWorker,
+    alone,
+    ask,
+    cpu_worker,
+    engine,
+    run,
+    run_while,
+    small_sizes,
+)
+from kernels.device import DEVICE
+from pluribus import FinishReason, Generation, SamplingParams, TokenLogprobs
+from pluribus.cuda.graphs import Graphs
+
+PROMPT = (2, 50, 7, 41, 33, 33, 4, 8, 12, 29, 5)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=7, ignore_eos=True)
+SEEDED = SamplingParams(temperature=1.3, max_tokens=6, ignore_eos=True)
+
+MIXTURE = {
+    "greedy": GREEDY,
+    "seeded": SEEDED,
+    "hot": replace(SEEDED, temperature=2.0, seed=2**63 - 1),
+    "coldest": replace(GREEDY, temperature=1e-40),
+    "top-k of one": replace(SEEDED, top_k=1),
+    "top-p": replace(SEEDED, top_p=0.6),
+    "min-p": replace(SEEDED, top_p=0.9, min_p=0.05),
+    "penalties": replace(
+        GREEDY, repetition_penalty=1.7, presence_penalty=0.5, frequency_penalty=0.4
+    ),
+    "penalised noise": replace(SEEDED, frequency_penalty=1.5, top_p=0.8),
+    "bias": replace(SEEDED, logit_bias=((17, 4.0), (3, -100.0), (59, 2.0), (63, 90.0))),
+    "min-tokens": replace(GREEDY, min_tokens=4, stop_token_ids=tuple(range(3, 60, 2))),
+    "logprobs": replace(SEEDED, logprobs=2),
+    "prompt": replace(GREEDY, prompt_logprobs=1, max_tokens=3),
+    "prompt alone": replace(GREEDY, prompt_logprobs=0, max_tokens=0),
+    "stop ids": replace(SEEDED, stop_token_ids=tuple(range(3, 60, 4)), max_tokens=12),
+    "one token": replace(GREEDY, max_tokens=1),
+}
+RANKED = {
+    "top-k": replace(SEEDED, top_k=4),
+    "top-k and top-p": replace(SEEDED, top_k=6, top_p=0.7, max_tokens=2),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def asked() -> list[Generation]:
+    """Return a generation of each kind, prompts of 1 to 11 tokens, some beginning alike."""
+    kinds = {**MIXTURE, **RANKED}
+    return [
+        ask(number, PROMPT[: 1 + number * 5 % len(PROMPT)], params)
+        for number, params in enumerate(kinds.values())
+    ]
+
+
+def assert_same(ours: Generation, theirs: Generation) -> None:
+    assert (ours.tokens, ours.finish_reason) == (theirs.tokens, theirs.finish_reason)
+    assert_close(ours.logprobs, theirs.logprobs)
+    assert_close(ours.prompt_logprobs, theirs.prompt_logprobs)
+
+
+def assert_close(ours: list[TokenLogprobs], theirs: list[TokenLogprobs]) -> None:
+    assert [one.token for one in ours] == [one.token for one in theirs]
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.logprob == pytest.approx(their.logprob, abs=1e-4)
+        assert [id_ for id_, _ in our.top] == [id_ for id_, _ in their.top]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Generation]:
+    """What each is when it is alone: on a CPU, but for what kernels choose in their own way."""
+    cpu, cuda = cpu_worker(), TinyWorker()
+    return [
+        alone(cuda if number >= len(MIXTURE) else cpu, generation)
+        for number, generation in enumerate(asked())
+    ]
+
+
+@pytest.mark.parametrize(("passes", "lookahead"), [(1, 0), (4, 1)], ids=["plain", "ahead"])
+def test_whatever_shares_a_step_each_gets_what_it_gets_alone(
+    passes: int, lookahead: int, expected: list[Generation]
+) -> None:
+    generations = asked()
+    run(engine(TinyWorker(passes), lookahead=lookahead), generations)
+    for generation, kind, wanted in zip(
+        generations, [*MIXTURE, *RANKED], expected, strict=True
+    ):
+        assert generation.finish_reason is not None, kind
+        assert_same(generation, wanted)
+
+
+def test_the_mixture_ends_in_every_way(expected: list[Generation]) -> None:
+    ends = dict(zip([*MIXTURE, *RANKED], expected, strict=True))
+    reasons = {name: generation.finish_reason for name, generation in ends.items()}
+    assert {"min-tokens", "stop ids"} == {
+        name for name, reason in reasons.items() if reason is FinishReason.STOP
+    }
+    assert len(ends["min-tokens"].tokens) >= 4
+    assert 1 <= len(ends["stop ids"].tokens) < 12
+    assert len(ends["logprobs"].logprobs) == 6
+    assert ends["prompt"].prompt_logprobs
+
+
+def test_an_answer_repeats_exactly() -> None:
+    worker = TinyWorker(4)
+    first, second = (
+        alone(worker, ask(number, PROMPT, replace(SEEDED, seed=7))) for number in (1, 2)
+    )
+    assert first.tokens == second.tokens
+    assert alone(worker, ask(3, PROMPT, replace(SEEDED, seed=8))).tokens != first.tokens
+
+
+@pytest.mark.parametrize("max_batch_tokens", [6, 16, 40], ids=["cut", "captured", "launched"])
+def test_a_long_prompt_is_what_it_is_in_one_piece(max_batch_tokens: int) -> None:
+    prompts = [[2, *range(3, 3 + length)] for length in (19, 13)]
+    generations = [
+        ask(number, prompt, replace(GREEDY, max_tokens=4)) for number, prompt in enumerate(prompts)
+    ]
+    run(engine(TinyWorker(4), lookahead=1, max_batch_tokens=max_batch_tokens), generations)
+    for generation in generations:
+        assert_same(generation, alone(cpu_worker(), generation))
+
+
+def test_few_prompts_leave_alone_who_was_prefilled_among_many() -> None:
+    """Sampling runs for more rows than the prompts have tokens: the rest must be nobody's."""
+    core = engine(TinyWorker(), max_batch_tokens=16)
+    first = [
+        ask(number, PROMPT[number : number + 3], replace(GREEDY, max_tokens=1 if number < 2 else 6))
+        for number in range(NUM_SLOTS)
+    ]
+    later = [ask(number, [2, number], GREEDY) for number in (10, 11)]
+    with small_sizes():
+        for generation in first:
+            core.add(generation)
+        core.step()
+        assert all(len(generation.tokens) == 1 for generation in first)
+    run(core, later)
+    for generation in (*first, *later):
+        assert_same(generation, alone(cpu_worker(), generation))
+
+
+def test_what_is_captured_on_demand_runs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE.type == "cpu":
+        capture = Graphs.capture
+
+        def run_first(graphs: Graphs[Any], key: Any) -> None:
+            graphs._run(key)  # as capturing a graph does
+            capture(graphs, key)
+
+        monkeypatch.setattr(Graphs, "capture", run_first)
+    both = replace(SEEDED, top_k=5, top_p=0.9, max_tokens=4)
+    worker = TinyWorker()
+    run(core := engine(worker), generations := [ask(1, PROMPT[:3], both), ask(2, [2], GREEDY)])
+    assert core.num_steps == 7
+    for generation in generations:
+        assert_same(alone(worker, generation), generation)
+    assert_same(generations[1], alone(cpu_worker(), generations[1]))
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.integers(1, 9),
+        st.integers(1, 7),
+        st.sampled_from([(), tuple(range(3, 60, 5)), tuple(range(4, 60, 3))]),
+        st.sampled_from([None, None, None, 0, 1, 2, 3]),
+        st.booleans(),
+    ),
+    min_size=2,
+    max_size=9,
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(arrivals, st.sampled_from([1, 2, 4]), st.integers(0, 1))
+def test_joins_cancels_and_ends_leave_everybody_else_alone(
+    arriving: list[tuple[int, int, int, tuple[int, ...], int | None, bool]],
+    passes: int,
+    lookahead: int,
+) -> None:
+    worker = busy_worker()
+    worker.passes = passes
+    core = engine(worker, lookahead=lookahead)
+    generations = []
+    cancels: list[tuple[int, Generation]] = []
+    for delay, length, max_tokens, stops, cancel_after, is_seeded in arriving:
+        params = replace(
+            SEEDED if is_seeded else GREEDY,
+            max_tokens=max_tokens,
+            stop_token_ids=stops,
+            seed=length,
+            frequency_penalty=0.7 if length == 9 else 0.0,
+        )
+        generation = ask(len(generations), PROMPT[:length], params)
+        generations.append(generation)
+        with small_sizes():
+            core.add(generation)
+            if cancel_after is not None:
+                cancels.append((core.num_steps + cancel_after, generation))
+            until = core.num_steps + delay
+            run_while(core, lambda until=until: core.has_work and core.num_steps < until)  # type: ignore[misc]
+        for due, gone in list(cancels):
+            if core.num_steps >= due:
+                cancels.remove((due, gone))
+                if gone.finish_reason is None:
+                    core.finish(gone)
+    run(core, [])
+    assert not core.ledger.num_used_tokens
+    for generation in generations:
+        theirs = on_cpu(generation.prompt, generation.params)
+        if generation.finish_reason is not None:
+            assert_same(generation, theirs)
+        else:
+            assert generation.tokens == theirs.tokens[: len(generation.tokens)]
+
+
+@cache
+def busy_worker() -> TinyWorker:
+    """Return a worker that keeps what every example leaves in its slots."""
+    return TinyWorker()
+
+
+@cache
+def on_cpu(prompt: tuple[int, ...], params: SamplingParams) -> Generation:
+    return alone(cpu_worker(), ask(0, prompt, params))

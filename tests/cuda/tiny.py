@@ -1,0 +1,142 @@
+"""A tiny random OPT in the workers of CPUs and of CUDA devices, and engines around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from kernels.device import DEVICE
+from opt.reading import whole
+from pluribus import Generation, KVShape, SamplingParams
+from pluribus.cuda import decoding, prefilling
+from pluribus.cuda.worker import CudaWorker
+from pluribus.engine.core import EngineCore, Observer
+from pluribus.interfaces import ModelSpec
+from pluribus.worker import Worker
+from pluribus_batchers.continuous import ContinuousBatcher, ContinuousConfig
+from pluribus_caches.kv import cuda_store
+from pluribus_caches.kv.cuda_store import CudaPagedStore
+from pluribus_caches.kv.paged import PagedConfig, PagedKVCache
+from pluribus_caches.kv.paged_store import PagedStore
+from pluribus_opt.config import OPTConfig
+from pluribus_opt.decoder import OPTDecoder
+
+CPU = torch.device("cpu")
+NUM_IDS = 60
+"""Ids with text: fewer than the head has."""
+CONFIG = OPTConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=2,
+    ffn_dim=24,
+    num_attention_heads=2,
+    max_position_embeddings=48,
+    word_embed_proj_dim=16,
+)
+SPEC = ModelSpec(
+    name="tiny",
+    num_layers=2,
+    hidden_size=16,
+    num_heads=2,
+    head_dim=8,
+    vocab_size=64,
+    num_token_ids=NUM_IDS,
+    max_length=48,
+    eos_token_ids=(2,),
+    pad_token_id=1,
+    dtype="float32",
+    num_parameters=0,
+)
+NUM_SLOTS = 5
+BLOCK_SIZE = 4
+SHAPE = KVShape(
+    num_layers=2, num_heads=2, head_dim=8, num_slots=NUM_SLOTS, max_length=48, num_tokens=128
+)
+NUM_BLOCKS = SHAPE.num_tokens // BLOCK_SIZE
+
+
+@contextmanager
+def small_sizes() -> Iterator[None]:
+    """Let what is captured, and what programs share, fit a tiny network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "SIZES", (1, 2, 4))
+        patch.setattr(prefilling, "TOKENS", (4, 8, 16))
+        patch.setattr(prefilling, "AT_START", 8)
+        patch.setattr(prefilling, "ROWS", (1,))
+        patch.setattr(cuda_store, "NUM_PROGRAMS", 4)
+        yield
+
+
+@cache
+def network(device: torch.device = CPU) -> OPTDecoder:
+    """Return the network; its weights are large enough for answers that vary."""
+    decoder = OPTDecoder.empty(CONFIG, whole(CONFIG.num_hidden_layers), CPU, torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.5, generator)
+    return decoder.to(device)
+
+
+class TinyWorker(CudaWorker):
+    """Runs as many passes as it is told, whatever time they take."""
+
+    def __init__(self, passes: int = 1) -> None:
+        self.passes = passes
+        with small_sizes():
+            store = CudaPagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, DEVICE, torch.float32)
+            super().__init__(network(DEVICE), store, SPEC, SHAPE, DEVICE)
+
+    @property
+    def max_passes(self) -> int:
+        return self.passes
+
+
+def cpu_worker() -> Worker:
+    """Return what a CPU runs: the oracle."""
+    store = PagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, CPU, torch.float32)
+    return Worker(network(), store, SPEC, SHAPE, CPU)
+
+
+def engine(worker: Worker, *, lookahead: int = 0, max_batch_tokens: int = 8) -> EngineCore:
+    """Return an engine around a worker whose slots are all free."""
+    ledger = PagedKVCache(PagedConfig(block_size=BLOCK_SIZE)).ledger(SHAPE)
+    config = ContinuousConfig(max_batch_size=NUM_SLOTS, max_batch_tokens=max_batch_tokens)
+    batcher = ContinuousBatcher(config, ledger)
+    return EngineCore(batcher, ledger, worker, SPEC.eos_token_ids, Observer(), lookahead)
+
+
+def ask(number: int, prompt: Sequence[int], params: SamplingParams) -> Generation:
+    """Return a generation; without a seed of its own, its number is that."""
+    if params.seed is None:
+        params = replace(params, seed=number)
+    return Generation(id=number, prompt=tuple(prompt), params=params)
+
+
+def run(core: EngineCore, generations: Sequence[Generation]) -> None:
+    """Run generations that come at once until all of them have ended."""
+    with small_sizes():
+        for generation in generations:
+            core.add(generation)
+        run_while(core, lambda: core.has_work)
+
+
+def run_while(core: EngineCore, condition: Callable[[], bool]) -> None:
+    """Step for as long as a condition holds, and check the ledger after every step."""
+    for _ in range(1000):
+        if not condition():
+            return
+        core.step()
+        core.ledger.check_integrity()
+    raise AssertionError("the engine never came to rest")
+
+
+def alone(worker: Worker, generation: Generation) -> Generation:
+    """Return what becomes of a generation that nobody shares the worker with."""
+    copy = Generation(id=generation.id, prompt=generation.prompt, params=generation.params)
+    run(engine(worker, max_batch_tokens=64), [copy])
+    return copy
