@@ -103,9 +103,7 @@ def test_whatever_shares_a_step_each_gets_what_it_gets_alone(
 ) -> None:
     generations = asked()
     run(engine(TinyWorker(passes), lookahead=lookahead), generations)
-    for generation, kind, wanted in zip(
-        generations, [*MIXTURE, *RANKED], expected, strict=True
-    ):
+    for generation, kind, wanted in zip(generations, [*MIXTURE, *RANKED], expected, strict=True):
         assert generation.finish_reason is not None, kind
         assert_same(generation, wanted)
 

@@ -1,0 +1,85 @@
+"""Linear layers of few rows are torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.device import DEVICE
+from pluribus import ops
+from pluribus.kernels.linear import MAX_ROWS, skinny_config, skinny_linear
+
+CONFIG = (16, 32, 4, 3)
+"""Outputs and inputs of a tile, smaller than any that is shipped."""
+
+
+def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
+    return values.to(DEVICE, dtype)
+
+
+def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+    y = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, MAX_ROWS])
+@pytest.mark.parametrize(
+    ("out_features", "in_features"), [(16, 32), (17, 70), (40, 31), (1, 1)], ids=str
+)
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_it_is_torchs(
+    num_rows: int, out_features: int, in_features: int, relu: bool, has_bias: bool
+) -> None:
+    x, weight = random(num_rows, in_features), random(out_features, in_features)
+    bias = random(out_features) if has_bias else None
+    y = skinny_linear(x, weight, bias, relu=relu, config=CONFIG)
+    torch.testing.assert_close(y, expected(x, weight, bias, relu=relu), rtol=2e-3, atol=2e-3)
+
+
+def test_sums_are_in_single_precision() -> None:
+    x = torch.ones(1, 4096, dtype=torch.float16, device=DEVICE)
+    weight = torch.full((16, 4096), 2.0**-12, dtype=torch.float16, device=DEVICE)
+    weight[:, 0] = 1
+    y = skinny_linear(x, weight, None, relu=False, config=(16, 512, 4, 3))
+    torch.testing.assert_close(y, torch.full_like(y, 2.0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("num_rows", [MAX_ROWS + 1, 100])
+def test_more_rows_are_left_to_cublas(num_rows: int) -> None:
+    assert skinny_config(num_rows, 4096, 4096) is None
+
+
+@pytest.mark.parametrize("hidden_size", [768, 1024, 2048, 2560, 4096])
+def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int) -> None:
+    layers = [(3, 1), (1, 1), (4, 1), (1, 4)]
+    configs = [skinny_config(1, hidden_size * out, hidden_size * in_) for out, in_ in layers]
+    assert any(configs)
+    for config in filter(None, configs):
+        assert all(number.bit_count() == 1 for number in config[:3])
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_a_layer_is_the_same_on_a_cpu(relu: bool, has_bias: bool) -> None:
+    x, weight = random(5, 24, dtype=torch.float32).cpu(), random(7, 24, dtype=torch.float32).cpu()
+    bias = random(7, dtype=torch.float32).cpu() if has_bias else None
+    y = ops.linear(x, weight, bias, relu=relu)
+    torch.testing.assert_close(y, expected(x, weight, bias, relu=relu))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 8, 16, 17, 200])
+@pytest.mark.parametrize(("out_features", "in_features"), [(2304, 768), (768, 768), (768, 3072)])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_layer_is_the_same_by_whichever_kernel(
+    num_rows: int, out_features: int, in_features: int, relu: bool, dtype: torch.dtype
+) -> None:
+    x = random(num_rows, in_features, dtype=dtype)
+    weight, bias = random(out_features, in_features, dtype=dtype), random(out_features, dtype=dtype)
+    y = ops.linear(x, weight, bias, relu=relu)
+    torch.testing.assert_close(y, expected(x, weight, bias, relu=relu), rtol=2e-2, atol=0.1)
