@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 # Tests run many small models and several processes side by side: threads only get in the way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,9 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # Before anything imports triton: kernels are what this says when they are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if find_spec("triton") is None:  # there is none but for Linux
+    collect_ignore = ["cuda", "kernels", "caches/test_attention_kernels.py"]
+    collect_ignore += ["caches/test_cuda_store.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -214,3 +214,13 @@ def test_a_step_too_small_for_the_batch_is_refused() -> None:
         "batcher.max_batch_tokens (63) must be at least batcher.max_batch_size (64): "
         "every running generation gets a token in each step"
     )
+
+
+def test_a_batch_is_repeated_until_its_last_generation_is_complete() -> None:
+    batcher = ContinuousBatcher(ContinuousConfig(max_batch_size=2), RoomFor(100))
+    for number, max_tokens in ((1, 3), (2, 6)):
+        params = SamplingParams(max_tokens=max_tokens)
+        batcher.add(generation(number, prompt=(2,), params=params))
+    batch = batcher.next_batch()
+    assert batch is not None
+    assert [batcher.repeat(batch, most) for most in (1, 2, 4, 6, 8)] == [1, 2, 4, 6, 6]

@@ -88,6 +88,9 @@ class FairMachine(StepMachine):
         for member, num_tokens in batch.num_tokens.items():
             self.served[member.tenant] += num_tokens
 
+    def check_repeats(self, again: list[Generation]) -> None:
+        self.served.update(member.tenant for member in again)
+
     @invariant()
     def nobody_gets_too_far_ahead(self) -> None:
         self.watch.check(self.served, self.waiting, self.running)
@@ -141,6 +144,25 @@ def check_wait(batcher: type[ContinuousBatcher], settings: hypothesis.settings) 
         raise AssertionError("it waits for ever")
 
     check()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 9])
+def test_repeated_tokens_are_served_ones(most: int) -> None:
+    """Whoever has had more when both ask again waits; repeats are charged up to the last token."""
+    batcher = FairBatcher(ContinuousConfig(1, 8), RoomFor(100))
+    params = SamplingParams(max_tokens=4)
+    batcher.add(member := generation(1, prompt=(2,), params=params, tenant="plain"))
+    served = 0
+    while member.num_unscheduled:
+        batch = batcher.next_batch()
+        assert batch is not None
+        passes = batcher.repeat(batch, most)
+        served += min(passes, member.max_length - 1 - member.num_scheduled)
+        member.num_scheduled = min(member.num_scheduled + passes, member.max_length - 1)
+    assert served == 4
+    queue = batcher._waiting
+    assert isinstance(queue, FairQueue)
+    assert queue._accounts["plain"].counter == served
 
 
 def test_what_tenants_are_served_differs_by_no_more_than_the_bound() -> None:

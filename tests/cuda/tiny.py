@@ -51,6 +51,8 @@ SPEC = ModelSpec(
     pad_token_id=1,
     dtype="float32",
     num_parameters=0,
+    num_layer_parameters=0,
+    num_head_parameters=0,
 )
 NUM_SLOTS = 5
 BLOCK_SIZE = 4

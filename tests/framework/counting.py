@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pluribus import (
+    Batch,
     Capability,
     Executor,
     Generation,
@@ -28,7 +29,8 @@ EOS = 2
 class CountingExecutor(Executor):
     """Answers each row with the position of the token to come; keeps what it was sent.
 
-    ``prompt[0]`` of a generation is the position at which its text ends.
+    ``prompt[0]`` of a generation is the position at which its text ends. After the end it answers
+    with anything, as it does beyond the last token that there is room for.
     """
 
     def __init__(self, num_slots: int = 4) -> None:
@@ -42,6 +44,7 @@ class CountingExecutor(Executor):
         )
         self.steps: list[Step] = []
         self.ends: dict[int, int] = {}
+        self.passes = 1
         self.failure: Exception | None = None
         self.failure_after = 0
         self.seconds_per_step = 0.0
@@ -51,6 +54,10 @@ class CountingExecutor(Executor):
     @property
     def kv_shape(self) -> KVShape:
         return self._shape
+
+    @property
+    def max_passes(self) -> int:
+        return self.passes
 
     def submit(self, step: Step) -> Callable[[], StepResult]:
         time.sleep(self.seconds_per_step)
@@ -64,11 +71,14 @@ class CountingExecutor(Executor):
         for admission in step.admitted:
             assert admission.slot not in self.ends, "two generations in one slot"
             self.ends[admission.slot] = admission.prompt[0]
-        positions = [(row.slot, row.start + row.num_tokens) for row in step.rows if row.samples]
-        tokens = tuple(
-            EOS if position == self.ends[slot] else 1000 + position for slot, position in positions
-        )
-        logprobs = tuple(TokenLogprobs(token, -1.0, ()) for token in tokens)
+        assert 1 <= step.passes <= self.passes
+        assert step.passes == 1 or all(row.num_tokens == 1 and row.samples for row in step.rows)
+        tokens = [
+            [self._token(row.slot, row.start + row.num_tokens + at) for at in range(step.passes)]
+            for row in step.rows
+            if row.samples
+        ]
+        logprobs = tuple(TokenLogprobs(token, -1.0, ()) for [token, *_] in tokens)
         scores = tuple(
             tuple(
                 TokenLogprobs(position, -1.0, ())
@@ -77,10 +87,20 @@ class CountingExecutor(Executor):
             for row in step.rows
             if row.scores
         )
-        return lambda: StepResult([(token,) for token in tokens], logprobs, scores)
+        return lambda: StepResult(tokens, logprobs if step.passes == 1 else (), scores)
+
+    def _token(self, slot: int, position: int) -> int:
+        return EOS if position == self.ends[slot] else 1000 + position
 
     def shutdown(self) -> None:
         self.is_shut_down = True
+
+
+class RepeatingBatcher(BucketBatcher):
+    """Repeats every batch as often as may be."""
+
+    def repeat(self, batch: Batch, most: int) -> int:
+        return most
 
 
 def core(
@@ -90,7 +110,7 @@ def core(
     num_parts: int = 1,
 ) -> EngineCore:
     ledger = RoomFor(executor.kv_shape.num_tokens)
-    batcher = BucketBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
+    batcher = RepeatingBatcher(BucketConfig(max_batch_size=executor.kv_shape.num_slots), ledger)
     rotation = Rotation(num_parts, frozenset(Capability))
     return EngineCore(
         batcher, ledger, executor, (EOS,), observer or Observer(), lookahead, rotation

@@ -44,7 +44,7 @@ class BatcherMachine(RuleBasedStateMachine):
         order_within: who is admitted in order of arrival: ``all``, or each ``tenant``'s own.
         waiting: added and not run yet, in order of arrival.
         running: have run and have not finished, in the order they first ran.
-        under_way: for each step submitted and not read, whose tokens it will bring.
+        under_way: for each step submitted and not read, whose tokens it will bring, pass by pass.
     """
 
     order_within: ClassVar[Literal["all", "tenant"]] = "all"
@@ -72,6 +72,9 @@ class BatcherMachine(RuleBasedStateMachine):
             assert member in self.ledger.held, f"{member.id} runs without a reservation"
             assert 1 <= num_tokens <= member.num_unscheduled
 
+    def check_repeats(self, again: list[Generation]) -> None:
+        """Raise AssertionError unless it was right to compute one more token of each of these."""
+
     @initialize(lookahead=st.integers(0, 2), num_stored=st.integers(0, 3))
     def choose_surroundings(self, lookahead: int, num_stored: int) -> None:
         self.lookahead = lookahead
@@ -98,8 +101,8 @@ class BatcherMachine(RuleBasedStateMachine):
         self.ledger.is_shut = is_shut
 
     @precondition(lambda self: len(self.under_way) <= self.lookahead)
-    @rule()
-    def submit_step(self) -> None:
+    @rule(max_passes=st.integers(1, 4))
+    def submit_step(self, max_passes: int) -> None:
         batch = self.batcher.next_batch()
         if batch is None:
             is_idle = not self.waiting and not self.running
@@ -110,10 +113,17 @@ class BatcherMachine(RuleBasedStateMachine):
         self.check_batch(batch, joining)
         self.running += joining
         self.waiting = [member for member in self.waiting if member not in joining]
+        passes = self._passes(batch, max_passes)
         for member, num_tokens in batch.num_tokens.items():
             member.num_scheduled += num_tokens
-        sampling = [m for m in batch.num_tokens if m.num_scheduled >= len(m.prompt)]
-        self.under_way.append(sampling)
+        brought = [m for m in batch.num_tokens if m.num_scheduled >= len(m.prompt)]
+        for _ in range(1, passes):
+            again = [member for member in batch.num_tokens if member.num_unscheduled]
+            self.check_repeats(again)
+            for member in again:
+                member.num_scheduled += 1
+            brought += again
+        self.under_way.append(brought)
 
     @precondition(lambda self: self.under_way)
     @rule(stopping=st.sets(st.integers(0, 3), max_size=2))
@@ -150,7 +160,7 @@ class BatcherMachine(RuleBasedStateMachine):
         for _ in range(10 * work):  # ten times over, for batchers that preempt
             while self.under_way:
                 self.read_tokens(set())
-            self.submit_step()
+            self.submit_step(max_passes=2)
         assert not self.waiting, "somebody never ran"
         assert not self.running, "somebody never finished"
         self.only_the_living_hold_cache()
@@ -160,6 +170,15 @@ class BatcherMachine(RuleBasedStateMachine):
         if self.order_within == "all":
             return [self.waiting]
         return [[m for m in self.waiting if m.tenant == tenant] for tenant in WEIGHTS]
+
+    def _passes(self, batch: Batch, most: int) -> int:
+        """Return how often the batch runs, which is asked where it may be more than once."""
+        for member, num_tokens in batch.num_tokens.items():
+            if num_tokens > 1 or member.num_unscheduled > 1 or member.params.wants_logprobs:
+                return 1
+        passes = self.batcher.repeat(batch, most) if most > 1 else 1
+        assert 1 <= passes <= most, f"repeated {passes} times where 1 to {most} are possible"
+        return passes
 
     def _finish(self, member: Generation) -> None:
         self.batcher.finish(member)
