@@ -175,7 +175,7 @@ def test_tiles_cover_every_token_and_reach_over_no_rows_end(
     tokens = [(row.slot, row.start + at) for row in rows for at in range(row.num_tokens)]
     assert list(zip(packed.slots, packed.positions, strict=True)) == tokens
     assert packed.last.tolist() == (np.cumsum([row.num_tokens for row in rows]) - 1).tolist()
-    covered = []
+    covered: list[int] = []
     for start, end in zip(packed.tile_starts, packed.tile_ends, strict=True):
         inside = range(start, min(start + tile_size, end))
         assert end - 1 in packed.last

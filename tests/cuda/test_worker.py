@@ -200,7 +200,7 @@ def test_joins_cancels_and_ends_leave_everybody_else_alone(
     worker = busy_worker()
     worker.passes = passes
     core = engine(worker, lookahead=lookahead)
-    generations = []
+    generations: list[Generation] = []
     cancels: list[tuple[int, Generation]] = []
     for delay, length, max_tokens, stops, cancel_after, is_seeded in arriving:
         params = replace(

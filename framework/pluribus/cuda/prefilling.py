@@ -96,13 +96,8 @@ class Prefilling:
 
         return read
 
-    def _layout(self, num_tokens: int) -> _Layout:
-        most = min(num_tokens, self._state.padding)
-        num_tiles = num_tokens // self._store.tile_size + most
-        # As many as sampling may be captured for, or it would find rows of an earlier pass.
-        num_rows = bucket(self._row_sizes, most)
-        assert num_rows is not None
-        return _Layout(num_tokens, num_tiles, num_rows)
+    def _layout(self, num_tokens: int) -> Layout:
+        return Layout.make(num_tokens, self._row_sizes, self._store.tile_size)
 
     def _pad(self, num_tokens: int) -> None:
         """Put nothing but padding where a pass of so many tokens finds its columns."""
@@ -148,12 +143,23 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """Where the columns of a pass lie in one buffer, one after another."""
 
     num_tokens: int
     num_tiles: int
     num_rows: int
+
+    @classmethod
+    def make(cls, num_tokens: int, row_sizes: Sequence[int], tile_size: int) -> Layout:
+        """Return a layout with room for so many tokens, of one row or of as many as there can be.
+
+        It has as many rows as sampling may run for: none may be left from an earlier pass.
+        """
+        most_rows = min(num_tokens, max(row_sizes))
+        num_rows = bucket(row_sizes, most_rows)
+        assert num_rows is not None
+        return cls(num_tokens, num_tokens // tile_size + most_rows, num_rows)
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -1,0 +1,93 @@
+"""How many passes and rows are run at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuda.tiny import TinyWorker, ask, engine, small_sizes
+from kernels.device import DEVICE
+from pluribus import SamplingParams
+from pluribus.cuda.arrival import Arrival
+from pluribus.cuda.graphs import Graphs, bucket
+from pluribus.cuda.packing import PackedRows
+from pluribus.cuda.prefilling import TOKENS, Layout
+from pluribus.step import Row
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passes"), [(0.0005, 8), (0.0011, 3), (0.003, 1), (0.5, 1), (0.0, 8)]
+)
+def test_passes_of_a_step_take_a_few_milliseconds(
+    seconds: float, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass is timed, and the next step has as many as fit."""
+    monkeypatch.setattr(Arrival, "seconds_since", lambda self, earlier: seconds)
+    worker = TinyWorker()
+    core = engine(worker)
+    with small_sizes():
+        core.add(ask(1, [2, 5], GREEDY))
+        assert worker._decoding.max_passes == 1
+        core.step()
+        core.step()
+    assert worker._decoding.max_passes == passes
+
+
+def test_a_step_waits_for_the_one_before_it_at_most() -> None:
+    assert TinyWorker().lookahead == 1
+
+
+@given(st.lists(st.integers(1, 99), max_size=6), st.integers(1, 120))
+def test_a_bucket_is_the_smallest_that_holds_what_there_is(sizes: list[int], wanted: int) -> None:
+    found = bucket(sizes, wanted)
+    holding = [size for size in sizes if size >= wanted]
+    assert found == (min(holding) if holding else None)
+
+
+lengths = st.lists(st.integers(1, 90), min_size=1, max_size=60)
+
+
+@given(lengths, st.sampled_from([(1, 4, 16, 60), (60,), (1, 64)]), st.integers(1, 70))
+def test_whatever_is_prefilled_has_room_in_what_it_is_padded_to(
+    lengths: list[int], row_sizes: tuple[int, ...], tile_size: int
+) -> None:
+    num_tokens = bucket(TOKENS, sum(lengths))
+    assert num_tokens is not None
+    layout = Layout.make(num_tokens, row_sizes, tile_size)
+    rows = [Row(slot, 0, length, samples=True) for slot, length in enumerate(lengths)]
+    packed = PackedRows.make(rows, tile_size)
+    assert len(packed.tile_starts) <= layout.num_tiles
+    assert (bucket(row_sizes, len(rows)) or 0) <= layout.num_rows
+    columns = layout.split(layout.empty(7))
+    assert [len(column) for column in columns] == list(layout.lengths)
+    assert sum(layout.lengths) == layout.size
+    assert {*columns[0], *columns[5]} == {7}
+
+
+@pytest.mark.gpu
+def test_captured_work_is_replayed_as_often_as_asked() -> None:
+    total = torch.zeros(4, device=DEVICE)
+
+    def add(key: int) -> None:
+        total[:key] += key
+
+    graphs = Graphs(add, DEVICE)
+    graphs.capture(3)
+    graphs.capture(1)
+    total.zero_()
+    graphs.replay(3, times=2)
+    graphs.replay(1)
+    assert total.tolist() == [7, 6, 6, 0]
+
+
+def test_what_is_not_captured_is_not_among_them() -> None:
+    graphs: Graphs[int] = Graphs(lambda key: None, DEVICE)
+    graphs.capture(2)
+    assert 2 in graphs
+    assert 3 not in graphs
+    with pytest.raises(KeyError):
+        graphs.replay(3)
