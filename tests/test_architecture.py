@@ -64,6 +64,28 @@ def test_a_plugin_imports_no_other_plugin(package: Path) -> None:
     assert others <= {package.name}
 
 
+def test_only_kernels_import_triton() -> None:
+    files = {
+        path.relative_to(ROOT)
+        for folder in ("framework", "plugins")
+        for path, name in imported_packages(ROOT / folder)
+        if name == "triton"
+    }
+    assert files
+    assert {path.parent.name for path in files} == {"kernels"}
+
+
+def test_what_runs_on_a_cpu_needs_no_triton() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import pluribus.parallel.rank, pluribus.worker, pluribus.ops\n"
+        "import pluribus_opt.decoder, pluribus_caches.kv.paged_store\n"
+        "import pluribus_caches.kv.contiguous_store"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def run_without_torch(code: str) -> None:
     """Run ``code`` in a fresh Python and fail if torch was loaded."""
     check = "import sys; assert 'torch' not in sys.modules, 'torch was imported'"
