@@ -16,7 +16,7 @@ if not HAS_GPU:
     # Before anything imports triton: kernels are what this says when they are defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if find_spec("triton") is None:  # there is none but for Linux
-    collect_ignore = ["cuda", "kernels", "caches/test_attention_kernels.py"]
+    collect_ignore = ["gpu", "kernels", "caches/test_attention_kernels.py"]
     collect_ignore += ["caches/test_cuda_store.py"]
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuda.tiny import TinyWorker, ask, engine, small_sizes
+from gpu.tiny import TinyWorker, ask, engine, small_sizes
 from kernels.device import DEVICE
 from pluribus import SamplingParams
 from pluribus.cuda.arrival import Arrival

@@ -14,10 +14,11 @@ from kernels.device import DEVICE
 from opt.reading import whole
 from pluribus import Generation, KVShape, SamplingParams
 from pluribus.cuda import decoding, prefilling
+from pluribus.cuda.stage import CudaStageWorker
 from pluribus.cuda.worker import CudaWorker
 from pluribus.engine.core import EngineCore, Observer
 from pluribus.interfaces import ModelSpec
-from pluribus.worker import Worker
+from pluribus.worker import Worker, stay_alone
 from pluribus_batchers.continuous import ContinuousBatcher, ContinuousConfig
 from pluribus_caches.kv import cuda_store
 from pluribus_caches.kv.cuda_store import CudaPagedStore
@@ -96,6 +97,12 @@ class TinyWorker(CudaWorker):
     @property
     def max_passes(self) -> int:
         return self.passes
+
+
+def stage_worker() -> CudaStageWorker:
+    """Return a worker of a pipeline, which launches everything; it is the only stage."""
+    store = CudaPagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, DEVICE, torch.float32)
+    return CudaStageWorker(network(DEVICE), store, SPEC, SHAPE, DEVICE, stay_alone)
 
 
 def cpu_worker() -> Worker:
