@@ -74,7 +74,7 @@ def register_routes(service: Service) -> Sequence[BaseRoute] | None:
 
 @hookspec
 def step_finished(batch: Batch, seconds: float) -> None:
-    """Observe a step: what ran, and how long from its submission to its result.
+    """Observe a step: what ran, once or several times, and how long from submission to result.
 
     Called in the engine's thread after every step; keep it short. An exception is logged.
     """

@@ -19,6 +19,7 @@ from pluribus import (
     TokenLogprobs,
 )
 from pluribus.engine.core import EngineCore, Observer
+from pluribus.engine.messages import Output
 from pluribus.engine.rotation import Rotation
 from pluribus.testing import RoomFor
 from pluribus_batchers.bucket import BucketBatcher, BucketConfig
@@ -120,3 +121,13 @@ def core(
 def ask(id_: int, *, length: int = 3, ends_at: int = 0, **params: Any) -> Generation:
     prompt = (ends_at, *range(10, 9 + length))
     return Generation(id=id_, prompt=prompt, params=SamplingParams(seed=id_, **params))
+
+
+def run(engine: EngineCore) -> list[Output]:
+    """Step until there is nothing to do; return all that was put out."""
+    outputs: list[Output] = []
+    for _ in range(1000):
+        if not engine.has_work:
+            return outputs
+        outputs += engine.step()
+    raise AssertionError("the engine never came to rest")

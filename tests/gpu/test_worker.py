@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gpu.tiny import (
+    GREEDY,
     NUM_SLOTS,
+    PROMPT,
+    SEEDED,
     TinyWorker,
     alone,
     ask,
+    assert_same,
     cpu_worker,
     engine,
     run,
-    run_while,
     small_sizes,
     stage_worker,
 )
 from kernels.device import DEVICE
-from pluribus import FinishReason, Generation, SamplingParams, TokenLogprobs
+from pluribus import FinishReason, Generation
 from pluribus.cuda.graphs import Graphs
-
-PROMPT = (2, 50, 7, 41, 33, 33, 4, 8, 12, 29, 5)
-GREEDY = SamplingParams(temperature=0.0, max_tokens=7, ignore_eos=True)
-SEEDED = SamplingParams(temperature=1.3, max_tokens=6, ignore_eos=True)
 
 MIXTURE = {
     "greedy": GREEDY,
@@ -58,14 +52,6 @@ RANKED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def asked() -> list[Generation]:
     """Return a generation of each kind, prompts of 1 to 11 tokens, some beginning alike."""
     kinds = {**MIXTURE, **RANKED}
@@ -73,19 +59,6 @@ def asked() -> list[Generation]:
         ask(number, PROMPT[: 1 + number * 5 % len(PROMPT)], params)
         for number, params in enumerate(kinds.values())
     ]
-
-
-def assert_same(ours: Generation, theirs: Generation) -> None:
-    assert (ours.tokens, ours.finish_reason) == (theirs.tokens, theirs.finish_reason)
-    assert_close(ours.logprobs, theirs.logprobs)
-    assert_close(ours.prompt_logprobs, theirs.prompt_logprobs)
-
-
-def assert_close(ours: list[TokenLogprobs], theirs: list[TokenLogprobs]) -> None:
-    assert [one.token for one in ours] == [one.token for one in theirs]
-    for our, their in zip(ours, theirs, strict=True):
-        assert our.logprob == pytest.approx(their.logprob, abs=1e-4)
-        assert [id_ for id_, _ in our.top] == [id_ for id_, _ in their.top]
 
 
 @pytest.fixture(scope="module")
@@ -184,71 +157,3 @@ def test_what_is_captured_on_demand_runs_nobody(monkeypatch: pytest.MonkeyPatch)
     for generation in generations:
         assert_same(alone(worker, generation), generation)
     assert_same(generations[1], alone(cpu_worker(), generations[1]))
-
-
-arrivals = st.lists(
-    st.tuples(
-        st.integers(0, 4),
-        st.integers(1, 9),
-        st.integers(1, 5),
-        st.sampled_from([(), tuple(range(3, 60, 5)), tuple(range(4, 60, 3))]),
-        st.sampled_from([None, None, None, 0, 1, 2, 3]),
-        st.booleans(),
-    ),
-    min_size=2,
-    max_size=7,
-)
-
-
-@settings(max_examples=6, deadline=None)
-@given(arrivals, st.sampled_from([1, 2, 4]), st.integers(0, 1))
-def test_joins_cancels_and_ends_leave_everybody_else_alone(
-    arriving: list[tuple[int, int, int, tuple[int, ...], int | None, bool]],
-    passes: int,
-    lookahead: int,
-) -> None:
-    worker = busy_worker()
-    worker.passes = passes
-    core = engine(worker, lookahead=lookahead)
-    generations: list[Generation] = []
-    cancels: list[tuple[int, Generation]] = []
-    for delay, length, max_tokens, stops, cancel_after, is_seeded in arriving:
-        params = replace(
-            SEEDED if is_seeded else GREEDY,
-            max_tokens=max_tokens,
-            stop_token_ids=stops,
-            seed=length,
-            frequency_penalty=0.7 if length == 9 else 0.0,
-        )
-        generation = ask(len(generations), PROMPT[:length], params)
-        generations.append(generation)
-        with small_sizes():
-            core.add(generation)
-            if cancel_after is not None:
-                cancels.append((core.num_steps + cancel_after, generation))
-            until = core.num_steps + delay
-            run_while(core, lambda until=until: core.has_work and core.num_steps < until)  # type: ignore[misc]
-        for due, gone in list(cancels):
-            if core.num_steps >= due:
-                cancels.remove((due, gone))
-                if gone.finish_reason is None:
-                    core.finish(gone)
-    run(core, [])
-    assert not core.ledger.num_used_tokens
-    for generation in generations:
-        theirs = on_cpu(generation.prompt, generation.params)
-        if generation.finish_reason is not None:
-            assert_same(generation, theirs)
-        else:
-            assert generation.tokens == theirs.tokens[: len(generation.tokens)]
-
-
-@cache
-def busy_worker() -> TinyWorker:
-    """Return a worker that keeps what every example leaves in its slots."""
-    return TinyWorker()
-
-
-@cache
-def on_cpu(prompt: tuple[int, ...], params: SamplingParams) -> Generation:
-    return alone(cpu_worker(), ask(0, prompt, params))

@@ -12,7 +12,7 @@ import torch
 
 from kernels.device import DEVICE
 from opt.reading import whole
-from pluribus import Generation, KVShape, SamplingParams
+from pluribus import Generation, KVShape, SamplingParams, TokenLogprobs
 from pluribus.cuda import decoding, prefilling
 from pluribus.cuda.stage import CudaStageWorker
 from pluribus.cuda.worker import CudaWorker
@@ -28,6 +28,9 @@ from pluribus_opt.config import OPTConfig
 from pluribus_opt.decoder import OPTDecoder
 
 CPU = torch.device("cpu")
+PROMPT = (2, 50, 7, 41, 33, 33, 4, 8, 12, 29, 5)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=7, ignore_eos=True)
+SEEDED = SamplingParams(temperature=1.3, max_tokens=6, ignore_eos=True)
 NUM_IDS = 60
 """Ids with text: fewer than the head has."""
 CONFIG = OPTConfig(
@@ -149,3 +152,17 @@ def alone(worker: Worker, generation: Generation) -> Generation:
     copy = Generation(id=generation.id, prompt=generation.prompt, params=generation.params)
     run(engine(worker, max_batch_tokens=64), [copy])
     return copy
+
+
+def assert_same(ours: Generation, theirs: Generation) -> None:
+    """Check that two generations got the same tokens, for the same reasons, as likely."""
+    assert (ours.tokens, ours.finish_reason) == (theirs.tokens, theirs.finish_reason)
+    assert_close(ours.logprobs, theirs.logprobs)
+    assert_close(ours.prompt_logprobs, theirs.prompt_logprobs)
+
+
+def assert_close(ours: list[TokenLogprobs], theirs: list[TokenLogprobs]) -> None:
+    assert [one.token for one in ours] == [one.token for one in theirs]
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.logprob == pytest.approx(their.logprob, abs=1e-4)
+        assert [id_ for id_, _ in our.top] == [id_ for id_, _ in their.top]
