@@ -42,6 +42,7 @@ BUCKET = (*OPT_125M, "batcher=bucket", "cache/kv=contiguous", "cache.kv.memory=2
 
 MIXED = Workload(48, Lengths(48, 1.0, 256), Lengths(32, 0.9, 192), seed=1)
 ALONE = fixed(1, 32, 64)
+SIXTEEN = fixed(16, 32, 64)
 FULL = fixed(64, 32, 48)
 NUM_FULL = 40  # steps at the end of FULL, in every one of which all 64 take part
 ONE_TOKEN = fixed(50, 8, 1)
@@ -145,6 +146,15 @@ def alone(repeats: int) -> Iterator[Result]:
     yield faster("1 alone: over transformers", rates["ours"], rates["transformers"], 1.2)
 
 
+def tensor(repeats: int) -> Iterator[Result]:
+    """Have sixteen run on two ranks of a core each, and on one rank with both cores."""
+    split = ("parallel=tensor", "parallel.size=2")
+    with load(*OURS) as single, load(*OURS, *split) as halves:
+        sides: Sides = {"halves": halves.measure, "single": single.measure}
+        rates = by_turns(sides, lambda round_: single.requests(SIXTEEN, round_), repeats)
+    yield faster("16 at once: tensor 2 over one rank", rates["halves"], rates["single"], 0.9)
+
+
 def engine(repeats: int) -> Iterator[Result]:
     """Tell the engine's own part of a step in which 64 generations run."""
     own: list[float] = []
@@ -240,6 +250,7 @@ async def kv_tokens_held(url: str) -> float:
 SECTIONS = {
     "throughput": throughput,
     "alone": alone,
+    "tensor": tensor,
     "engine": engine,
     "http": http,
     "memory": memory,
