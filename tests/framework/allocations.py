@@ -53,4 +53,6 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    # oneDNN's own tensors, which are weights, have no storage to look at.
+    leaves = (leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor))
+    return [leaf.untyped_storage() for leaf in leaves if not leaf.is_mkldnn]

@@ -17,6 +17,7 @@ from pluribus.plan.demand import Demand, demand
 from pluribus.plugins import discover
 from pluribus.step import Admission, Row, Step
 from pluribus.worker import Worker
+from pluribus_opt.decoder import OPTDecoder
 
 SAMPLED = SamplingParams(
     temperature=0.9, top_p=0.9, max_tokens=500, seed=3, repetition_penalty=1.2, ignore_eos=True
@@ -59,8 +60,11 @@ def test_keys_and_values_take_what_is_planned(cache: str, memory: str) -> None:
 
 def test_weights_take_what_is_planned() -> None:
     chosen = parts("cache.kv.memory=20MiB")
-    network = cast(torch.nn.Module, start(chosen).network)
-    assert sum(parameter.nbytes for parameter in network.parameters()) == needs(chosen).weights
+    network = cast(OPTDecoder, start(chosen).network)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    assert network.head is not None
+    assert network.head.tokens.packed is not None
+    assert weights + network.head.tokens.packed.nbytes == needs(chosen).weights
 
 
 def admission(slot: int, length: int, blocks: range) -> Admission:

@@ -55,7 +55,7 @@ def shares(config: OPTConfig, tensor_size: int, num_stages: int = 1) -> list[Sha
 def test_the_weights_of_every_size_are_exact(size: str, tensor_size: int, num_stages: int) -> None:
     config = SIZES[size]
     for share in shares(config, tensor_size, num_stages):
-        assert blueprint(config).weight_bytes(share, "float16") == allocated(config, share)
+        assert blueprint(config).weight_bytes(share, "float16", "cuda") == allocated(config, share)
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
@@ -66,14 +66,14 @@ def test_the_weights_of_every_variant_are_exact(
 ) -> None:
     config = TINY[variant]
     for share in shares(config, tensor_size, num_stages):
-        assert blueprint(config).weight_bytes(share, "float16") == allocated(config, share)
+        assert blueprint(config).weight_bytes(share, "float16", "cuda") == allocated(config, share)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_weights_are_exact_in_every_dtype(dtype: str) -> None:
     [share] = shares(SIZES["opt-125m"], 1)
     expected = allocated(SIZES["opt-125m"], share, getattr(torch, dtype))
-    assert blueprint(SIZES["opt-125m"]).weight_bytes(share, dtype) == expected
+    assert blueprint(SIZES["opt-125m"]).weight_bytes(share, dtype, "cuda") == expected
 
 
 @given(st.sampled_from(sorted(TINY)), st.integers(1, 8), st.integers(1, 3))
@@ -82,7 +82,7 @@ def test_all_ranks_hold_the_whole_and_what_is_replicated(
 ) -> None:
     config = TINY[variant]
     ranks = shares(config, tensor_size, num_stages)
-    together = sum(blueprint(config).weight_bytes(share, "float16") for share in ranks)
+    together = sum(blueprint(config).weight_bytes(share, "float16", "cuda") for share in ranks)
     replicated = together - 2 * config.num_parameters
     assert replicated >= 0
     assert replicated == 0 or tensor_size * num_stages > 1
@@ -92,7 +92,7 @@ def test_all_ranks_hold_the_whole_and_what_is_replicated(
 def test_one_rank_holds_as_many_numbers_as_the_model_has() -> None:
     for config in SIZES.values():
         [share] = shares(config, 1)
-        assert blueprint(config).weight_bytes(share, "float16") == 2 * config.num_parameters
+        assert blueprint(config).weight_bytes(share, "float16", "cuda") == 2 * config.num_parameters
 
 
 def test_a_rank_reads_what_is_stored_whatever_it_makes_of_it() -> None:

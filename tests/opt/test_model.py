@@ -321,8 +321,8 @@ def test_a_folder_is_described_without_its_weights_and_tokenizer(folder: Path) -
     described = OPTModel.describe(OPTModelConfig(checkpoint=str(folder)))
     assert replace(described.spec, num_token_ids=NUM_TOKEN_IDS) == before.spec
     share = whole(3).share
-    assert described.weight_bytes(share, "float32") == before.blueprint.weight_bytes(
-        share, "float32"
+    assert described.weight_bytes(share, "float32", "cpu") == before.blueprint.weight_bytes(
+        share, "float32", "cpu"
     )
 
 

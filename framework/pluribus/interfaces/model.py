@@ -66,8 +66,8 @@ class Blueprint(Protocol):
     def spec(self) -> ModelSpec:
         """What the rest of the system must know; without a tokenizer every id has text."""
 
-    def weight_bytes(self, share: Share, dtype: str) -> int:
-        """Return the bytes of a rank's weights, exactly."""
+    def weight_bytes(self, share: Share, dtype: str, device_type: str) -> int:
+        """Return the bytes of a rank's weights on a device of the type ``cpu`` or ``cuda``."""
 
     def stored_bytes(self, share: Share) -> int:
         """Return how much of the checkpoint a rank reads; 0 where there is none to read."""

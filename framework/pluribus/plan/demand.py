@@ -57,7 +57,7 @@ def demand(outline: Outline, rank: int, device_type: str) -> Demand:
     num_tokens = outline.batcher_class.most_tokens(outline.batcher_config, spec.max_length)
     return Demand(
         share=share,
-        weights=blueprint.weight_bytes(share, dtype),
+        weights=blueprint.weight_bytes(share, dtype, device_type),
         kv_bytes_per_token=kv_bytes_per_token(spec, share, dtype),
         activations=blueprint.activation_bytes(share, num_tokens, dtype),
         attention=_attention_bytes(spec, share, num_tokens, dtype),

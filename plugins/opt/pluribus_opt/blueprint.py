@@ -47,18 +47,28 @@ class OPTBlueprint:
             notes=("random weights: model.checkpoint=random",) if self.is_random else (),
         )
 
-    def weight_bytes(self, share: Share, dtype: str) -> int:
+    def weight_bytes(self, share: Share, dtype: str, device_type: str) -> int:
         """Return the bytes of a rank's weights, exactly."""
+        num_weights = self._num_weights(share)
+        has_one_table = share.is_first and share.is_last and self.architecture.tie_word_embeddings
+        if device_type == "cpu" and dtype == "float32" and has_one_table:
+            # Products want it in another order than looking rows up does; see OPTDecoder.pack.
+            num_weights += self._table_weights(share)
+        return num_weights * item_size(dtype)
+
+    def _num_weights(self, share: Share) -> int:
         num_weights = len(share.layers) * self._layer_weights(share)
         if share.is_first:
             num_weights += self._embedding_weights(share)
         if share.is_last:
             num_weights += self._head_weights(share)
-        return num_weights * item_size(dtype)
+        return num_weights
 
     def stored_bytes(self, share: Share) -> int:
         """Return how much of the checkpoint a rank reads."""
-        return 0 if self.is_random else self.weight_bytes(share, self.architecture.dtype)
+        if self.is_random:
+            return 0
+        return self._num_weights(share) * item_size(self.architecture.dtype)
 
     def activation_bytes(self, share: Share, num_tokens: int, dtype: str) -> int:
         """Return the most that is alive at once in a step of so many tokens.
