@@ -167,7 +167,15 @@ def test_norms_take_their_statistics_in_float32(dtype: torch.dtype, affine: bool
         part.target.copy_(torch.linspace(0.5, 1.5, 512))
     exact = nn.LayerNorm(512, elementwise_affine=affine, dtype=torch.float64)
     exact.load_state_dict({part.name: part.target.double() for part in layer.parts("")})
-    torch.testing.assert_close(layer(x), exact(x.double()).to(dtype))
+    _, normed = layer(x)
+    torch.testing.assert_close(normed, exact(x.double()).to(dtype))
+
+
+def test_a_norm_adds_before_it_normalises_and_returns_both() -> None:
+    layer, x, delta = LayerNorm(8, affine=False), torch.randn(3, 8), torch.randn(3, 8)
+    total, normed = layer(x, delta)
+    assert torch.equal(total, x + delta)
+    assert torch.equal(normed, layer(x + delta)[1])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
