@@ -43,15 +43,12 @@ class SlotState:
         self.device = device
         # One column more than a text has: its last token is written there, and never read.
         self.tokens = torch.zeros(slots, shape.max_length + 1, dtype=torch.int64, device=device)
-        self.prompt_length = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.seed = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.top_k = torch.ones(slots, dtype=torch.int64, device=device)
-        self.temperature = torch.ones(slots, device=device)
-        self.top_p = torch.ones(slots, device=device)
-        self.min_p = torch.zeros(slots, device=device)
-        self.repetition = torch.ones(slots, device=device)
-        self.presence = torch.zeros(slots, device=device)
-        self.frequency = torch.zeros(slots, device=device)
+        # A row for each parameter, so that to admit a generation takes a write to each table.
+        self._ints = torch.ones(3, slots, dtype=torch.int64, device=device)
+        self._floats = torch.ones(6, slots, device=device)
+        self.prompt_length, self.seed, self.top_k = self._ints
+        self.temperature, self.top_p, self.min_p, *penalties = self._floats
+        self.repetition, self.presence, self.frequency = penalties
         self.bias_table = BiasTable(slots, device)
         self.params = [SamplingParams()] * slots
         self.needs = [Needs.NOTHING] * slots
@@ -63,15 +60,17 @@ class SlotState:
         slot, params = admission.slot, admission.params
         assert params.seed is not None
         self.tokens[slot, : len(admission.prompt)] = torch.tensor(admission.prompt)
-        self.prompt_length[slot] = len(admission.prompt)
-        self.seed[slot] = params.seed
-        self.top_k[slot] = params.top_k
-        self.temperature[slot] = max(params.temperature, COLDEST)
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.repetition[slot] = params.repetition_penalty
-        self.presence[slot] = params.presence_penalty
-        self.frequency[slot] = params.frequency_penalty
+        ints = (len(admission.prompt), params.seed, params.top_k)
+        floats = (
+            max(params.temperature, COLDEST),
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
+        self._ints[:, slot] = torch.tensor(ints)
+        self._floats[:, slot] = torch.tensor(floats)
 
     def note(self, admission: Admission) -> None:
         """Keep what the host itself needs to know, and what few generations have."""
