@@ -92,7 +92,8 @@ def test_the_bundled_model_fits_here(tmp_path: Path) -> None:
     assert here["fits"]
     assert here["model"] == {"name": "opt-stories-14m", "parameters": 14_187_264}
     assert here["dtype"] == "float32"
-    assert here["ranks"][0]["weights"] == 4 * 14_187_264
+    table = 8192 * 384  # once more, in the order that products want
+    assert here["ranks"][0]["weights"] == 4 * (14_187_264 + table)
     assert set(here["generations"]) == {"128", "256", "512", "1024"}
 
 
@@ -153,7 +154,7 @@ def test_ranks_log_what_was_planned_beside_what_they_measure(
     [line] = [each for each in caplog.messages if each.startswith("rank 0 on cpu: weights")]
     said = re.findall(r"(weights|KV) planned ([\d.]+)MiB, measured ([\d.]+)MiB", line)
     [weights, kv] = [(name, float(planned), float(measured)) for name, planned, measured in said]
-    assert weights[1] == 54.1
+    assert weights[1] == 66.1
     assert weights[2] >= 0.95 * weights[1]
     assert kv[2] == pytest.approx(kv[1], rel=0.05)
     assert "work space planned 50MiB; peak so far " in line
