@@ -38,7 +38,7 @@ def interface(rendezvous: str) -> str:
     ours = address_towards(host)
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == ours for each in addresses):
-            return name
+            return str(name)
     raise OSError(f"no interface of this machine has the address {ours}, by which it sees {host}")
 
 
