@@ -13,7 +13,7 @@ from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.sampler import Sampler
 from pluribus.slots import SlotState
 from pluribus.stages import OnlyStage, Stage
-from pluribus.step import Row, Step, StepResult
+from pluribus.step import Admission, Row, Step, StepResult
 
 Join = Callable[[SlotState], Stage]
 """Returns a rank's place among a pipeline's stages, given the state of its slots."""
@@ -63,9 +63,7 @@ class Worker(Executor):
         """Start a step; see Executor.submit."""
         for slot in step.evicted:
             self.store.evict(slot)
-        for admission in step.admitted:
-            self.state.admit(admission)
-            self.store.admit(admission)
+        self._admit(step.admitted)
         return self._pass_through(step)
 
     def shutdown(self) -> None:
@@ -74,6 +72,11 @@ class Worker(Executor):
     def _make_state(self) -> tuple[SlotState, Sampler]:
         state = SlotState(self.shape, self.spec.num_token_ids, self.device)
         return state, Sampler(state)
+
+    def _admit(self, admissions: Sequence[Admission]) -> None:
+        for admission in admissions:
+            self.state.admit(admission)
+            self.store.admit(admission)
 
     def _pass_through(self, step: Step) -> Callable[[], StepResult]:
         """Run the rows of a step, from where it enters this rank to where it leaves."""

@@ -13,23 +13,20 @@ from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.sampler import CudaSampler
-from pluribus.cuda.stage import make_state
-from pluribus.cuda.state import CudaSlotState
+from pluribus.cuda.stage import CudaStageWorker
 from pluribus.interfaces import KVShape, ModelSpec, Network
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.logits_plan import Outcome
 from pluribus.step import Row, Step, StepResult
-from pluribus.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 Result = Callable[[], StepResult]
 
 
-class CudaWorker(Worker):
+class CudaWorker(CudaStageWorker):
     """Runs steps as they are submitted, none waiting for the result of another."""
 
-    state: CudaSlotState
     sampler: CudaSampler
 
     def __init__(
@@ -43,7 +40,6 @@ class CudaWorker(Worker):
         super().__init__(network, store, spec, shape, device)
         started = time.monotonic()
         self._device = device
-        self._device_store = store
         parts = (network, store, self.state, self.sampler, device)
         with torch.inference_mode():
             self._decoding = Decoding(*parts)
@@ -60,19 +56,8 @@ class CudaWorker(Worker):
     def max_passes(self) -> int:
         return self._decoding.max_passes
 
-    @torch.inference_mode()
-    def submit(self, step: Step) -> Result:
-        """Start a step; see Executor.submit."""
-        for slot in step.evicted:
-            self.store.evict(slot)
-        self.state.admit_all(step.admitted)
-        for admission in step.admitted:
-            self.store.admit(admission)
-        self._device_store.flush()
+    def _pass_through(self, step: Step) -> Result:
         return self._run_all(step.rows, step.passes)
-
-    def _make_state(self) -> tuple[CudaSlotState, CudaSampler]:
-        return make_state(self.shape, self.spec, self.device)
 
     def _run_all(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows, each in the way that suits it."""
