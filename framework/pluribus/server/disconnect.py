@@ -19,17 +19,25 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
     Raises:
         ClientDisconnect: the client left first.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    asking = asyncio.current_task()
+    assert asking is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        await _disconnected(request)
+        has_left = True
+        asking.cancel()
+
+    watching = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
+        return await work
+    except asyncio.CancelledError:
+        if has_left and asking.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        watching.cancel()
 
 
 async def _disconnected(request: Request) -> None:

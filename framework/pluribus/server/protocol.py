@@ -5,6 +5,7 @@ It is always h11's, also where uvicorn would find a parser that knows no limits.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluribus.server.errors import error_response
 from pluribus.server.limits import EXCESS
+
+MAX_GATHERED = 1 << 16
+"""Bytes held back, lest a writer that never waits fill the memory."""
 
 
 class HttpProtocol(H11Protocol):
@@ -30,7 +34,8 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Start to wait for the first request."""
-        super().connection_made(transport)
+        gathering: Any = GatheringTransport(transport, self.loop)
+        super().connection_made(gathering)
         if self._max_connections is not None and len(self.connections) > self._max_connections:
             self.app_state = {**self.app_state, EXCESS: True}
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -68,3 +73,43 @@ class HttpProtocol(H11Protocol):
             self.conn.send(h11.EndOfMessage()),
         ]
         return b"".join(filter(None, sent))
+
+
+class GatheringTransport:
+    """Sends what is written in one turn of the event loop in one piece.
+
+    A head and the body after it would each wake the client up, as would the last events of a
+    stream, and while it runs, nothing else does on its processor.
+
+    Args:
+        transport: to send with; whatever is not told here is its own.
+        loop: whose turns they are.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+        self._num_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` with all else of this turn, or as soon as there is much of it."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes > MAX_GATHERED:
+            self._flush()
+
+    def close(self) -> None:
+        """Send what has been written, and close the connection."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        pieces, self._pieces, self._num_bytes = self._pieces, [], 0
+        if pieces:
+            self._transport.write(b"".join(pieces))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -33,7 +34,7 @@ class PagedStore(KVStore):
         self._pool = torch.empty(size, device=device, dtype=dtype).zero_()
         self._layers = [layer.unbind() for layer in self._pool.unbind()]
         self._device = device
-        self._columns = torch.arange(block_size, device=device)
+        self._columns = np.arange(block_size)
         length = -(-shape.max_length // block_size) * block_size
         # Where in the pool each position of each slot's text is.
         self._places = torch.zeros(shape.num_slots, length, dtype=torch.int64, device=device)
@@ -41,9 +42,9 @@ class PagedStore(KVStore):
 
     def admit(self, admission: Admission) -> None:
         """Take a generation into a slot, its blocks in ``admission.placement``."""
-        blocks = torch.tensor(admission.placement, device=self._device)
-        places = (blocks[:, None] * len(self._columns) + self._columns).flatten()
-        self._places[admission.slot, : len(places)] = places
+        blocks = np.array(admission.placement)
+        places = (blocks[:, None] * len(self._columns) + self._columns).reshape(-1)
+        self._places[admission.slot, : len(places)] = self._send(places)
         self._runs[admission.slot] = self._runs_of(admission.placement)
 
     def evict(self, slot: int) -> None:
@@ -71,17 +72,16 @@ class PagedStore(KVStore):
         return torch.cat(attended, dim=1)[0]
 
     def _layout(self, rows: Sequence[Row]) -> TokenLayout:
-        slots = torch.tensor([row.slot for row in rows], device=self._device)
-        starts = torch.tensor([row.start for row in rows], device=self._device)
-        if max(self._lengths) == 1:
-            return TokenLayout(slots, starts, torch.arange(len(rows), device=self._device))
-        lengths = torch.tensor(self._lengths, device=self._device)
-        ends = lengths.cumsum(0)
-        num_tokens = sum(self._lengths)
-        index = torch.arange(num_tokens, device=self._device)
-        shift = (starts - ends + lengths).repeat_interleave(lengths, output_size=num_tokens)
-        slots = slots.repeat_interleave(lengths, output_size=num_tokens)
-        return TokenLayout(slots, index + shift, ends - 1)
+        # In NumPy: so small, these take torch longer to start than to do.
+        lengths = np.array(self._lengths)
+        slots = np.repeat([row.slot for row in rows], lengths)
+        ends = lengths.cumsum()
+        starts = np.array([row.start for row in rows])
+        positions = np.arange(len(slots)) + np.repeat(starts - ends + lengths, lengths)
+        return TokenLayout(*map(self._send, (slots, positions, ends - 1)))
+
+    def _send(self, values: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def _attention(self, row: Row) -> _Attention:
         slot, start, num_tokens, *_ = row
