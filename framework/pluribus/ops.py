@@ -21,10 +21,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
         relu: whether negative outputs become 0.
     """
     if x.is_cuda and x.dtype in HALVES:
-        from pluribus.kernels.linear import skinny_config, skinny_linear
+        from pluribus.kernels.linear import few_rows_config, few_rows_linear
 
-        if config := skinny_config(len(x), *weight.shape):
-            return skinny_linear(x, weight, bias, relu=relu, config=config)
+        if config := few_rows_config(len(x), *weight.shape):
+            return few_rows_linear(x, weight, bias, relu=relu, config=config)
         if relu and bias is not None:
             return torch._addmm_activation(bias, x, weight.t())
     if weight.is_mkldnn:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
-from pluribus.kernels.linear import MAX_ROWS, skinny_config, skinny_linear
+from pluribus.kernels.linear import MAX_ROWS, MAX_TILES, Config, few_rows_config, few_rows_linear
 
-CONFIG = (16, 32, 4, 3)
-"""Outputs and inputs of a tile, smaller than any that is shipped."""
+CONFIGS = [Config(16, 32, 4, 3), Config(16, 16, 4, 3, splits=4)]
+"""With tiles smaller than any that are shipped; one of them leaves splits without work."""
 
 
 def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -25,18 +25,19 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> T
     return (y.relu() if relu else y).to(x.dtype)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, MAX_ROWS])
+@pytest.mark.parametrize("num_rows", [1, 16, 17, MAX_ROWS])
 @pytest.mark.parametrize(
     ("out_features", "in_features"), [(16, 32), (17, 70), (40, 31), (1, 1)], ids=str
 )
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["whole", "split"])
 def test_it_is_torchs(
-    num_rows: int, out_features: int, in_features: int, relu: bool, has_bias: bool
+    num_rows: int, out_features: int, in_features: int, relu: bool, has_bias: bool, config: Config
 ) -> None:
     x, weight = random(num_rows, in_features), random(out_features, in_features)
     bias = random(out_features) if has_bias else None
-    y = skinny_linear(x, weight, bias, relu=relu, config=CONFIG)
+    y = few_rows_linear(x, weight, bias, relu=relu, config=config)
     torch.testing.assert_close(y, expected(x, weight, bias, relu=relu), rtol=2e-3, atol=2e-3)
 
 
@@ -44,22 +45,26 @@ def test_sums_are_in_single_precision() -> None:
     x = torch.ones(1, 4096, dtype=torch.float16, device=DEVICE)
     weight = torch.full((16, 4096), 2.0**-12, dtype=torch.float16, device=DEVICE)
     weight[:, 0] = 1
-    y = skinny_linear(x, weight, None, relu=False, config=(16, 512, 4, 3))
+    y = few_rows_linear(x, weight, None, relu=False, config=Config(16, 512, 4, 3))
     torch.testing.assert_close(y, torch.full_like(y, 2.0), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("num_rows", [MAX_ROWS + 1, 100])
 def test_more_rows_are_left_to_cublas(num_rows: int) -> None:
-    assert skinny_config(num_rows, 4096, 4096) is None
+    assert few_rows_config(num_rows, 4096, 4096) is None
 
 
 @pytest.mark.parametrize("hidden_size", [768, 1024, 2048, 2560, 4096])
-def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int) -> None:
+@pytest.mark.parametrize("num_rows", [1, 16, 64])
+def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int, num_rows: int) -> None:
     layers = [(3, 1), (1, 1), (4, 1), (1, 4)]
-    configs = [skinny_config(1, hidden_size * out, hidden_size * in_) for out, in_ in layers]
+    configs = [few_rows_config(num_rows, hidden_size * o, hidden_size * i) for o, i in layers]
     assert any(configs)
-    for config in filter(None, configs):
-        assert all(number.bit_count() == 1 for number in config[:3])
+    for (out, _), config in zip(layers, configs, strict=True):
+        if config is not None:
+            sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
+            assert all(number.bit_count() == 1 for number in sizes)
+            assert hidden_size * out / config.outputs <= MAX_TILES
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])

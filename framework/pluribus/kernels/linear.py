@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -9,94 +12,152 @@ from torch import Tensor
 
 from pluribus.kernels.following import early, follow
 
-MAX_ROWS = 16
-"""Rows of one tile of the tensor cores."""
+TILE_ROWS = (16, 32, 64)
+"""Rows of a tile of the tensor cores; the smallest that holds all is taken."""
+MAX_ROWS = TILE_ROWS[-1]
+MAX_TILES = 1 << 12
+"""Tiles of outputs whose sums may be split."""
 
 
-Config = tuple[int, int, int, int]
-"""Outputs and inputs of a tile, warps and pipeline stages of a program."""
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How ``few_rows_linear`` runs.
+
+    Attributes:
+        outputs, inputs: of a tile.
+        num_warps, num_stages: of a program.
+        splits: programs that share the inputs of a tile of outputs.
+    """
+
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+    splits: int = 1
 
 
-def skinny_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
-    """Return how ``skinny_linear`` is fastest; None where cuBLAS is faster, or it cannot.
+def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
+    """Return how ``few_rows_linear`` is fastest; None where cuBLAS is faster, or it cannot.
 
-    Measured on an H100 at the shapes of OPT-125M to 6.7B, for 1, 8 and 16 rows in float16.
+    Measured on an H100 at the shapes of OPT-125M to 6.7B in float16, each linear after a norm as
+    in the network, for 1, 8, 32 and 64 rows.
     """
     if num_rows > MAX_ROWS:
         return None
-    if out_features >= 2 * in_features:
-        return (64, 128, 4, 4)
-    if in_features > out_features:
-        if out_features <= 1024:
-            return (8, 256, 4, 4)
-        return (16, 512, 4, 3) if out_features >= 4096 else None
-    return (16, 256, 4, 4) if out_features <= 2048 else (32, 256, 4, 4)
+    is_wide = out_features >= 2 * in_features
+    if num_rows > 16:
+        if not is_wide:
+            return None
+        return Config(32, 128, 4, 4) if out_features <= 4096 else Config(64, 128, 4, 4)
+    if is_wide:
+        return Config(32 if out_features <= 8192 else 64, 128, 4, 4)
+    if out_features <= 1024:
+        return Config(8, 256, 4, 4)
+    if in_features > out_features and out_features < 4096:
+        return None
+    return Config(16, 256, 4, 4) if out_features <= 2048 else Config(32, 128, 4, 6)
 
 
-def skinny_linear(
+def few_rows_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, config: Config
 ) -> Tensor:
-    """Return ``x weight^T + bias``, after ReLU if asked for, for 16 rows or fewer.
+    """Return ``x weight^T + bias``, after ReLU if asked for, for 64 rows or fewer.
 
     Args:
         x: [num_rows, in_features], contiguous.
         weight: [out_features, in_features], contiguous.
         bias: [out_features].
         relu: whether negative outputs become 0.
-        config: see ``skinny_config``.
+        config: see ``few_rows_config``.
     """
     num_rows, in_features = x.shape
     out_features = weight.shape[0]
+    rows = next(size for size in TILE_ROWS if size >= num_rows)
+    num_tiles = triton.cdiv(out_features, config.outputs)
     y = torch.empty(num_rows, out_features, dtype=x.dtype, device=x.device)
-    outputs, inputs, num_warps, num_stages = config
-    _skinny_linear[(triton.cdiv(out_features, outputs),)](
+    partial, arrived = y, y
+    if config.splits > 1:
+        size = (num_tiles, config.splits, config.outputs, rows)
+        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+        arrived = _counters(x.device)
+    _few_rows_linear[(num_tiles, config.splits)](
         x,
         weight,
         weight if bias is None else bias,
         y,
+        partial,
+        arrived,
         num_rows,
         in_features,
         out_features,
-        ROWS=MAX_ROWS,
-        OUTPUTS=outputs,
-        INPUTS=inputs,
+        ROWS=rows,
+        OUTPUTS=config.outputs,
+        INPUTS=config.inputs,
+        SPLITS=config.splits,
         HAS_BIAS=bias is not None,
         RELU=relu,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
         **early(x),
     )
     return y
 
 
+@cache
+def _counters(device: torch.device) -> Tensor:
+    """Return how many programs of a tile are done: all 0 between launches, which take turns."""
+    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
+
+
 @triton.jit
-def _skinny_linear(
-    x, weight, bias, y, num_rows, in_features, out_features,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+def _few_rows_linear(
+    x, weight, bias, y, partial, arrived, num_rows, in_features, out_features,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    out = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    out = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
     at = tl.arange(0, INPUTS)
+    # Inputs are cut at whole tiles; splits that few inputs leave without any have no work.
+    tiles_each = tl.cdiv(tl.cdiv(in_features, INPUTS), SPLITS)
+    first = split * tiles_each * INPUTS
+    end = tl.minimum(first + tiles_each * INPUTS, in_features)
     x_at = x + row[:, None] * in_features + at[None, :]
     w_at = weight + out[:, None].to(tl.int64) * in_features + at[None, :]
     is_row = row[:, None] < num_rows
     is_out = out[:, None] < out_features
     # The weights' first tile does not wait for the kernel that makes the inputs.
-    inside = at[None, :] < in_features
-    w = tl.load(w_at, mask=is_out & inside, other=0.0)
+    inside = (first + at)[None, :] < end
+    w = tl.load(w_at + first, mask=is_out & inside, other=0.0)
     follow(EARLY)
-    v = tl.load(x_at, mask=is_row & inside, other=0.0)
+    v = tl.load(x_at + first, mask=is_row & inside, other=0.0)
     total = tl.dot(w, v.T)
-    for start in range(INPUTS, in_features, INPUTS):
-        inside = (start + at)[None, :] < in_features
+    for start in range(first + INPUTS, end, INPUTS):
+        inside = (start + at)[None, :] < end
         w = tl.load(w_at + start, mask=is_out & inside, other=0.0)
         v = tl.load(x_at + start, mask=is_row & inside, other=0.0)
         total = tl.dot(w, v.T, total)
-    if HAS_BIAS:
-        total += tl.load(bias + out, mask=out < out_features, other=0.0).to(tl.float32)[:, None]
-    if RELU:
-        total = tl.maximum(total, 0.0)
-    y_at = y + row[None, :] * out_features + out[:, None]
-    mask = (row[None, :] < num_rows) & (out[:, None] < out_features)
-    tl.store(y_at, total.to(y.dtype.element_ty), mask=mask)
+    is_last = True
+    if SPLITS > 1:
+        inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
+        parts = partial + tile * SPLITS * OUTPUTS * ROWS + inner
+        tl.store(parts + split * OUTPUTS * ROWS, total)
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+        tl.debug_barrier()
+    if is_last:
+        if SPLITS > 1:
+            tl.store(arrived + tile, 0)
+            # In the order of the inputs, whoever is last: the same sum each time.
+            total = tl.load(parts)
+            for other in tl.static_range(1, SPLITS):
+                total += tl.load(parts + other * OUTPUTS * ROWS)
+        if HAS_BIAS:
+            total += tl.load(bias + out, mask=out < out_features, other=0.0).to(tl.float32)[:, None]
+        if RELU:
+            total = tl.maximum(total, 0.0)
+        y_at = y + row[None, :] * out_features + out[:, None]
+        mask = (row[None, :] < num_rows) & (out[:, None] < out_features)
+        tl.store(y_at, total.to(y.dtype.element_ty), mask=mask)
