@@ -61,8 +61,11 @@ def write_checkpoint(folder: Path, size: str) -> None:
         files.update(dict.fromkeys(shard, file))
         shard.clear()
 
+    # The same numbers over and over: making as many as there are weights would take minutes.
+    numbers = torch.empty(max(shape.numel() for shape in shapes.values()), dtype=torch.float16)
+    numbers.uniform_(-0.02, 0.02)
     for name, shape in shapes.items():
-        shard[name] = torch.empty(shape, dtype=torch.float16).uniform_(-0.02, 0.02)
+        shard[name] = numbers[: shape.numel()].view(shape).clone()
         if sum(tensor.nbytes for tensor in shard.values()) >= MAX_SHARD:
             write()
     write()
