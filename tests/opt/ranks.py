@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pluribus.parallel.group import TensorParallel
+from pluribus.parallel.group import TensorParallel, exchange_of
 
 RankFunction = Callable[[TensorParallel, Any], Any]
 
@@ -48,7 +48,9 @@ def _run(rank: int, size: int, function: RankFunction, folder: Path) -> None:
     )
     argument = torch.load(folder / "argument.pt", weights_only=False)
     try:
-        result = function(TensorParallel(rank, size, dist.group.WORLD), argument)
+        assert dist.group.WORLD is not None
+        exchange = exchange_of(dist.group.WORLD, torch.device("cpu"))
+        result = function(TensorParallel(rank, size, exchange), argument)
     finally:
         dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")
