@@ -89,7 +89,7 @@ class SharedMemory(Exchange):
             return whole.flatten(-2)
         parts = whole.view(-1, self._size, width).unbind(1)
         x = x.reshape(-1, width)
-        for rows, columns in _blocks(*x.shape, self._piece // x.element_size()):
+        for rows, columns in _blocks(len(x), width, self._piece // x.element_size()):
             for part, shown in zip(parts, self._show(x[rows, columns]), strict=True):
                 part[rows, columns] = shown
         return whole.flatten(-2)
