@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opt.ranks import run_on_ranks
+from pluribus.parallel import shared_memory
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 from pluribus.parallel.group import TensorParallel, exchange_of
 from pluribus.parallel.shared_memory import PIECE, Offer, RankLostError, SharedMemory
@@ -40,7 +41,7 @@ Call = tuple[str, list[Tensor]]
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a rank that fails in a thread fail the others soon."""
-    monkeypatch.setattr("pluribus.parallel.shared_memory.TIMEOUT", timedelta(seconds=20))
+    monkeypatch.setattr(shared_memory, "TIMEOUT", timedelta(seconds=20))
 
 
 def ranks(size: int) -> list[SharedMemory]:
@@ -161,9 +162,11 @@ def test_processes_of_one_host_share_memory(size: int, tmp_path: Path) -> None:
     assert run_on_ranks(size, run_many, None, tmp_path) == [[]] * size
 
 
-def sum_behind_a_wall(tp: TensorParallel, argument: None) -> Tensor:
-    """Exchange where no rank may look into the first one's process."""
-    if tp.rank == 0:
+def sum_apart(tp: TensorParallel, obstacle: str) -> Tensor:
+    """Exchange where a processor is of another kind, or nobody may look into the first rank."""
+    if obstacle == "processor":
+        shared_memory.CAN_SHARE = False
+    elif tp.rank == 0:
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
     elif os.geteuid() == 0:
         os.seteuid(NOBODY)  # root may look into any
@@ -177,8 +180,9 @@ def sum_behind_a_wall(tp: TensorParallel, argument: None) -> Tensor:
     return torch.cat([x, exchange.all_gather(x + tp.rank)])
 
 
-def test_where_one_cannot_see_the_memory_all_send_instead(tmp_path: Path) -> None:
-    for result in run_on_ranks(2, sum_behind_a_wall, None, tmp_path):
+@pytest.mark.parametrize("obstacle", ["processor", "permission"])
+def test_where_memory_cannot_be_shared_ranks_send_instead(obstacle: str, tmp_path: Path) -> None:
+    for result in run_on_ranks(2, sum_apart, obstacle, tmp_path):
         assert result.tolist() == [2, 1, 2, 1, 3, 2]
 
 
@@ -209,7 +213,7 @@ def test_a_rank_that_ends_is_noticed_by_those_who_wait_for_it() -> None:
 
 
 def test_a_rank_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pluribus.parallel.shared_memory.TIMEOUT", timedelta(seconds=0.1))
+    monkeypatch.setattr(shared_memory, "TIMEOUT", timedelta(seconds=0.1))
     with pytest.raises(TimeoutError, match="rank 1"):
         ranks(2)[0].all_reduce(torch.ones(1))
 
