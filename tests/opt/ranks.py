@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pluribus.parallel.group import TensorParallel
+from pluribus.parallel.group import TensorParallel, exchange_of
+from processes import environment
 
 RankFunction = Callable[[TensorParallel, Any], Any]
 
@@ -23,21 +26,18 @@ def run_on_ranks(size: int, function: RankFunction, argument: Any, folder: Path)
         function: of a module that a new process can import.
         folder: empty; holds the ranks' meeting point and results.
     """
-    torch.save(argument, folder / "argument.pt")
-    context = get_context("spawn")
+    torch.save((function, argument), folder / "task.pt")
+    env = environment(PYTHONPATH=os.pathsep.join(sys.path))
+    # Not multiprocessing's: it would leave a process that other tests take for a lost rank.
     processes = [
-        context.Process(target=_run, args=(rank, size, function, folder), daemon=True)
+        subprocess.Popen([sys.executable, "-m", __name__, str(rank), str(size), folder], env=env)
         for rank in range(size)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * size
+    assert [process.wait() for process in processes] == [0] * size
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
-def _run(rank: int, size: int, function: RankFunction, folder: Path) -> None:
+def _run(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -46,9 +46,15 @@ def _run(rank: int, size: int, function: RankFunction, folder: Path) -> None:
         world_size=size,
         timeout=timedelta(seconds=60),
     )
-    argument = torch.load(folder / "argument.pt", weights_only=False)
+    function, argument = torch.load(folder / "task.pt", weights_only=False)
     try:
-        result = function(TensorParallel(rank, size, dist.group.WORLD), argument)
+        assert dist.group.WORLD is not None
+        exchange = exchange_of(dist.group.WORLD, torch.device("cpu"))
+        result = function(TensorParallel(rank, size, exchange), argument)
     finally:
         dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    _run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

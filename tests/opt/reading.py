@@ -166,7 +166,8 @@ def read_cases_in_stages(ranks: TensorParallel, cases: Mapping[str, Case]) -> di
     """Return the same from the last of two stages of two ranks each; nothing from the first."""
     parallelism = HybridParallelism(HybridParallelismConfig(tensor_size=2, pipeline_size=2))
     share = parallelism.share(ranks.rank, spec(next(iter(cases.values())).config))
-    tensor, ring = tensor_group(share), join_ring(share, torch.device("cpu"))
+    device = torch.device("cpu")
+    tensor, ring = tensor_group(share, device), join_ring(share, device)
     place = Place(share=share, tensor=tensor, ring=ring)
     logits = {}
     for name, case in cases.items():

@@ -75,7 +75,8 @@ class Grid(Parallelism):
         from pluribus.parallel.ring import join_ring
 
         meet(share.rank, self.world_size, device, rendezvous)
-        return Place(share=share, tensor=tensor_group(share), ring=join_ring(share, device))
+        tensor, ring = tensor_group(share, device), join_ring(share, device)
+        return Place(share=share, tensor=tensor, ring=ring)
 
 
 def check_size(setting: str, size: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pluribus.interfaces.parallelism import Share
 from pluribus.parallel.addresses import interface, talk_through
+from pluribus.parallel.exchange import TIMEOUT, Exchange, ProcessGroupExchange
+from pluribus.parallel.shared_memory import share_memory
 from pluribus.spans import even_span
 
-TIMEOUT = timedelta(minutes=10)
-"""How long ranks wait for each other: loading takes some of them longer. Lost ranks are
-noticed by whoever watches their processes, much sooner."""
+logger = logging.getLogger(__name__)
 
 
 def meet(rank: int, world_size: int, device: torch.device, rendezvous: str) -> None:
@@ -39,7 +39,7 @@ def new_group(ranks: Sequence[int]) -> dist.ProcessGroup | None:
     return group
 
 
-def tensor_group(share: Share) -> TensorParallel:
+def tensor_group(share: Share, device: torch.device) -> TensorParallel:
     """Join the ranks that share this rank's layers; every rank calls it at the same time."""
     size, group = share.tensor_size, None
     if size > 1 and share.num_stages == 1:
@@ -47,7 +47,17 @@ def tensor_group(share: Share) -> TensorParallel:
     elif size > 1:
         stages = [range(stage * size, (stage + 1) * size) for stage in range(share.num_stages)]
         group = [new_group(ranks) for ranks in stages][share.stage]
-    return TensorParallel(share.tensor_rank, size, group)
+    exchange = None if group is None else exchange_of(group, device)
+    return TensorParallel(share.tensor_rank, size, exchange)
+
+
+def exchange_of(group: dist.ProcessGroup, device: torch.device) -> Exchange:
+    """Return the fastest way in which all ranks of a group can exchange tensors."""
+    shared = share_memory(group) if device.type == "cpu" else None
+    if device.type == "cpu" and group.rank() == 0:
+        how = "torch's process group" if shared is None else "shared memory"
+        logger.info("%d ranks exchange tensors through %s", group.size(), how)
+    return shared or ProcessGroupExchange(group)
 
 
 def smallest(value: int, device: torch.device) -> int:
@@ -66,12 +76,12 @@ class TensorParallel:
     Attributes:
         rank: within the group, counted from 0.
         size: ranks in the group.
-        group: torch's process group; None where ``size`` is 1, or where nothing is exchanged.
+        exchange: with the others; None where ``size`` is 1, or where nothing is exchanged.
     """
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    exchange: Exchange | None = None
 
     def span(self, total: int) -> tuple[int, int]:
         """Return where this rank's part of ``total`` begins and ends.
@@ -83,13 +93,14 @@ class TensorParallel:
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the group, in place."""
         if self.size > 1:
-            dist.all_reduce(x, group=self.group)
+            self._others.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate every rank's ``x``, all of one shape, along the last dimension."""
-        if self.size == 1:
-            return x
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
-        return torch.cat(parts, dim=-1)
+        return self._others.all_gather(x) if self.size > 1 else x
+
+    @property
+    def _others(self) -> Exchange:
+        assert self.exchange is not None, "this rank was placed without the others"
+        return self.exchange
