@@ -53,11 +53,17 @@ def tensor_group(share: Share, device: torch.device) -> TensorParallel:
 
 def exchange_of(group: dist.ProcessGroup, device: torch.device) -> Exchange:
     """Return the fastest way in which all ranks of a group can exchange tensors."""
-    shared = share_memory(group) if device.type == "cpu" else None
-    if device.type == "cpu" and group.rank() == 0:
-        how = "torch's process group" if shared is None else "shared memory"
+    exchange: Exchange | None
+    if device.type == "cpu":
+        exchange = share_memory(group)
+    else:
+        from pluribus.parallel.device_memory import share_device_memory
+
+        exchange = share_device_memory(group, device)
+    if group.rank() == 0:
+        how = "torch's process group" if exchange is None else "memory that they share"
         logger.info("%d ranks exchange tensors through %s", group.size(), how)
-    return shared or ProcessGroupExchange(group)
+    return exchange or ProcessGroupExchange(group)
 
 
 def smallest(value: int, device: torch.device) -> int:

@@ -1,0 +1,90 @@
+"""What ranks on the GPUs of one host exchange through each other's memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pluribus.kernels.all_reduce import BLOCK, MAX_PROGRAMS, all_reduce, no_turns, num_bytes
+from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
+
+CAPACITY = 2**20
+"""Bytes of the largest tensor: beyond, NCCL moves less than everything to everybody."""
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceMemory(Exchange):
+    """Sums of few rows in one launch, the rest by the process group.
+
+    Args:
+        mapped: what keeps every rank's memory where it is, for as long as this.
+        peers: addresses of every rank's, int64, [size].
+        group: NCCL's, of the same ranks.
+    """
+
+    def __init__(self, mapped: object, peers: Tensor, group: dist.ProcessGroup) -> None:
+        self._mapped = mapped
+        self._peers = peers
+        self._rank = group.rank()
+        self._turns = no_turns(peers.device)
+        self._others = ProcessGroupExchange(group)
+
+    def all_reduce(self, x: Tensor) -> None:
+        """Sum ``x`` in place; see Exchange."""
+        if x.nbytes <= CAPACITY and x.numel() <= BLOCK * MAX_PROGRAMS:
+            all_reduce(x, self._peers, self._turns, self._rank, CAPACITY)
+        else:
+            self._others.all_reduce(x)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Concatenate along the last dimension; see Exchange."""
+        return self._others.all_gather(x)
+
+
+def share_device_memory(group: dist.ProcessGroup, device: torch.device) -> DeviceMemory | None:
+    """Return an exchange through memory, or None on every rank where one of them cannot.
+
+    Every rank of the group calls it at the same time.
+    """
+    if not _is_one_host(group, device):
+        return None
+    problem = None
+    try:
+        mapped, peers = _map_memory(group, device)
+    except RuntimeError as error:
+        problem = error
+    has_failed = torch.tensor(int(problem is not None), device=device)
+    dist.all_reduce(has_failed, dist.ReduceOp.MAX, group=group)
+    if has_failed:
+        logger.warning("sums go through NCCL: GPUs do not see each other's memory: %s", problem)
+        return None
+    return DeviceMemory(mapped, peers, group)
+
+
+def _map_memory(group: dist.ProcessGroup, device: torch.device) -> tuple[object, Tensor]:
+    """Return what keeps the memory of all ranks mapped, zeros at first, and its addresses."""
+    # It takes no part in this, and where it is refused, mapping fails with it.
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    from torch.distributed import _symmetric_memory as symmetric
+
+    memory = symmetric.empty(num_bytes(group.size(), CAPACITY), dtype=torch.uint8, device=device)
+    handle = symmetric.rendezvous(memory, group)
+    memory.zero_()
+    return (memory, handle), torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
+
+
+def _is_one_host(group: dist.ProcessGroup, device: torch.device) -> bool:
+    """Return whether all ranks run under the same system."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    host = uuid.UUID(boot_id.strip()).int & (2**63 - 1)
+    mine = torch.tensor(host, device=device)
+    hosts = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(hosts, mine, group=group)
+    return all(int(each) == host for each in hosts)
