@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pluribus.generation import TokenLogprobs
 from pluribus.interfaces import TokenLayout
+from pluribus.kernels.upload import upload
 from pluribus.sampling import Logprobs
 from pluribus.sampling.logprobs import Receive
 from pluribus.slots import SlotState
@@ -97,8 +98,8 @@ class LogitsPlan:
         """Return where rows sample."""
         if len(self.sampling) == self.num_rows:
             return layout.last
-        device = layout.last.device
-        return layout.last[torch.tensor(self.sampling, dtype=torch.int64, device=device)]
+        [sampling] = upload(layout.last.device, self.sampling)
+        return layout.last[sampling]
 
     def wanted(self, layout: TokenLayout) -> Tensor:
         """Return the tokens to compute logits at: where rows sample, then what is scored."""

@@ -28,6 +28,7 @@ from pluribus.interfaces import (
     ModelSpec,
     Network,
     Parallelism,
+    Place,
     Progress,
     ResponseCache,
     Seat,
@@ -52,8 +53,6 @@ from pluribus.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
-
-    from pluribus.worker import Join
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +273,6 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     import torch
 
     from pluribus.plan.measure import Meter
-    from pluribus.stages import stage_of
 
     spec = parts.model.spec
     num_local = seat.num_local * parts.replicas.replicas
@@ -295,8 +293,7 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
         shape = _kv_shape(parts, needs, num_local, device)
         store = parts.kv_cache.store(shape, device, dtype)
         meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
-    join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
-    worker = _worker(network, store, spec, shape, device, join if place.ring else None)
+    worker = _worker(network, store, spec, shape, device, place, dtype)
     logger.info("rank %d on %s: %s", seat.rank, device, meter.report(needs.work))
     return worker
 
@@ -307,18 +304,21 @@ def _worker(
     spec: ModelSpec,
     shape: KVShape,
     device: torch.device,
-    join: Join | None,
+    place: Place,
+    dtype: torch.dtype,
 ) -> Executor:
     if isinstance(store, DeviceKVStore):
         from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
 
-        if join is None:
+        if place.ring is None:
             return CudaWorker(network, store, spec, shape, device)
-        return CudaStageWorker(network, store, spec, shape, device, join)
-    from pluribus.worker import Worker, stay_alone
+        return CudaStageWorker(network, store, spec, shape, device, place, dtype)
+    from pluribus.stages import stage_of
+    from pluribus.worker import Worker
 
-    return Worker(network, store, spec, shape, device, join or stay_alone)
+    join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
+    return Worker(network, store, spec, shape, device, join)
 
 
 def _kv_shape(parts: Parts, needs: Demand, num_local: int, device: torch.device) -> KVShape:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pluribus.interfaces import Place
+from pluribus.kernels.upload import upload
 from pluribus.logits_plan import Outcome, Task
 from pluribus.parallel.ring import Ring
 from pluribus.slots import SlotState
@@ -27,18 +28,27 @@ from pluribus.step import Step, StepResult
 Embed = Callable[[Task], Tensor]
 Finish = Callable[[Task, Tensor], Outcome]
 Result = Callable[[], StepResult]
+Tell = Callable[[Outcome], Result]
+"""Takes an outcome that has come; returns what waits until the host knows it."""
 
 
 class Stage(ABC):
-    """A rank's place among the stages. Each step enters and leaves once, in order."""
+    """A rank's place among the stages.
+
+    The rows of a step enter and leave in one group or in several, one after another, the same on
+    every stage.
+    """
+
+    def begin(self, step: Step) -> None:  # noqa: B027 - the only stage has nothing to do
+        """Start a step."""
 
     @abstractmethod
-    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
+    def enter(self, task: Task, embed: Embed) -> Tensor:
         """Return what this rank's first layer takes, [num_tokens, hidden_size]."""
 
     @abstractmethod
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Take what its last layer returns; return what waits for the result of the step.
+        """Take what its last layer returns; return what waits for the result of these rows.
 
         The result is whole on the first and on the last stage, and empty between them.
         """
@@ -47,7 +57,7 @@ class Stage(ABC):
 class OnlyStage(Stage):
     """All layers on one rank, or shared by all ranks."""
 
-    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
+    def enter(self, task: Task, embed: Embed) -> Tensor:
         """Embed the tokens."""
         return embed(task)
 
@@ -58,11 +68,11 @@ class OnlyStage(Stage):
 
 @dataclass(eq=False, slots=True)
 class Awaited:
-    """A step whose outcome is still to come from the last stage, or has."""
+    """Rows of a step whose outcome is still to come from the last stage, or has."""
 
     number: int
     task: Task
-    outcome: Outcome | None = None
+    result: Result | None = None
 
 
 class FirstStage(Stage):
@@ -71,28 +81,35 @@ class FirstStage(Stage):
     Args:
         ring: from the last stage, to the next.
         state: of the slots, where chosen tokens belong.
+        tell: hands outcomes to the host.
     """
 
-    def __init__(self, ring: Ring, state: SlotState) -> None:
+    def __init__(self, ring: Ring, state: SlotState, tell: Tell) -> None:
         self._ring = ring
         self._state = state
+        self._tell = tell
+        self._num_needed = 0
         self._awaited: deque[Awaited] = deque()
         # Numbers of steps, by slot: the one that admitted it, and the last that samples for it.
         self._admitted: dict[int, int] = {}
         self._sampled: dict[int, int] = {}
 
-    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
-        """Wait for the tokens that the step begins from, and embed them."""
+    def begin(self, step: Step) -> None:
+        """Note who moves in, and which steps' tokens this one begins from."""
         self._ring.outlet.settle(step.num_read)
         for admission in step.admitted:
             self._admitted[admission.slot] = step.number
             self._sampled.pop(admission.slot, None)
         needed = max(self._sampled.get(row.slot, -1) for row in step.rows)
-        self._receive_before(max(needed + 1, step.num_read))
+        self._num_needed = max(needed + 1, step.num_read)
+
+    def enter(self, task: Task, embed: Embed) -> Tensor:
+        """Wait for the tokens that the step begins from, and embed them."""
+        self._receive_before(self._num_needed)
         return embed(task)
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Send the step on; its result will come from the last stage."""
+        """Send the rows on; their result will come from the last stage."""
         self._ring.outlet.send(hidden, step.number)
         self._sampled.update(dict.fromkeys(task.plan.owners, step.number))
         awaited = Awaited(step.number, task)
@@ -101,15 +118,15 @@ class FirstStage(Stage):
 
     def _result(self, awaited: Awaited) -> StepResult:
         self._receive_before(awaited.number + 1)
-        assert awaited.outcome is not None
-        return awaited.outcome.read()
+        assert awaited.result is not None
+        return awaited.result()
 
     def _receive_before(self, number: int) -> None:
         """Take in the outcomes of all steps before this one."""
         while self._awaited and self._awaited[0].number < number:
             awaited = self._awaited.popleft()
             outcome = Outcome.receive(awaited.task.plan, self._ring.inlet.receive)
-            awaited.outcome = outcome
+            awaited.result = self._tell(outcome)
             self._write(awaited, outcome.tokens)
 
     def _write(self, awaited: Awaited, tokens: Tensor) -> None:
@@ -118,7 +135,7 @@ class FirstStage(Stage):
         ends = plan.ends(task.layout)
         rows = [r for r, slot in enumerate(plan.owners) if self._admitted[slot] <= awaited.number]
         if len(rows) < len(plan.owners):
-            index = torch.tensor(rows, dtype=torch.int64, device=tokens.device)
+            [index] = upload(tokens.device, rows)
             ends, tokens = ends[index], tokens[index]
         self._state.tokens[task.layout.slots[ends], task.positions[ends] + 1] = tokens
 
@@ -136,9 +153,12 @@ class LaterStage(Stage):
         self._hidden_size = hidden_size
         self._dtype = dtype
 
-    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
-        """Wait for the stage before."""
+    def begin(self, step: Step) -> None:
+        """Let go of what has arrived."""
         self._ring.outlet.settle(step.num_read)
+
+    def enter(self, task: Task, embed: Embed) -> Tensor:
+        """Wait for the stage before."""
         shape = (len(task.positions), self._hidden_size)
         return self._ring.inlet.receive(shape, self._dtype)
 
@@ -147,7 +167,7 @@ class MiddleStage(LaterStage):
     """Hands on what it computes."""
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Send the step on."""
+        """Send the rows on."""
         self._ring.outlet.send(hidden, step.number)
         return _nothing
 
@@ -156,25 +176,37 @@ class LastStage(LaterStage):
     """Chooses tokens and tells the first stage."""
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Finish the step and send back what came of it."""
+        """Finish the rows and send back what came of them."""
         outcome = finish(task, hidden)
         for x in outcome.tensors():
             self._ring.outlet.send(x, step.number)
         return outcome.read
 
 
-def stage_of(place: Place, state: SlotState, hidden_size: int, dtype: torch.dtype) -> Stage:
+def read_later(outcome: Outcome) -> Result:
+    """Leave an outcome where it is until it is read."""
+    return outcome.read
+
+
+def stage_of(
+    place: Place,
+    state: SlotState,
+    hidden_size: int,
+    dtype: torch.dtype,
+    tell: Tell = read_later,
+) -> Stage:
     """Return the stage that a rank is.
 
     Args:
         place: the rank's.
         state: of its slots.
         hidden_size, dtype: of what stages hand on.
+        tell: hands outcomes to the host.
     """
     if place.ring is None:
         return OnlyStage()
     if place.share.is_first:
-        return FirstStage(place.ring, state)
+        return FirstStage(place.ring, state, tell)
     later = LastStage if place.share.is_last else MiddleStage
     return later(place.ring, hidden_size, dtype)
 

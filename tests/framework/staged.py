@@ -31,6 +31,11 @@ class QueueLink:
         self._tensors: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         self.under_way: list[int] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was sent has been taken."""
+        return self._tensors.empty()
+
     def send(self, x: Tensor, step: int) -> None:
         """Send without waiting."""
         self.under_way.append(step)

@@ -11,7 +11,7 @@ from gpu.tiny import TinyWorker, ask, engine, small_sizes
 from kernels.device import DEVICE
 from pluribus import SamplingParams
 from pluribus.cuda.arrival import Arrival
-from pluribus.cuda.graphs import Graphs, bucket
+from pluribus.cuda.graphs import GraphPool, Graphs, bucket
 from pluribus.cuda.packing import PackedRows
 from pluribus.cuda.prefilling import TOKENS, Layout
 from pluribus.step import Row
@@ -75,7 +75,7 @@ def test_captured_work_is_replayed_as_often_as_asked() -> None:
     def add(key: int) -> None:
         total[:key] += key
 
-    graphs = Graphs(add, DEVICE)
+    graphs = Graphs(add, GraphPool(DEVICE))
     graphs.capture(3)
     graphs.capture(1)
     total.zero_()
@@ -85,7 +85,7 @@ def test_captured_work_is_replayed_as_often_as_asked() -> None:
 
 
 def test_what_is_not_captured_is_not_among_them() -> None:
-    graphs: Graphs[int] = Graphs(lambda key: None, DEVICE)
+    graphs: Graphs[int] = Graphs(lambda key: None, GraphPool(DEVICE))
     graphs.capture(2)
     assert 2 in graphs
     assert 3 not in graphs

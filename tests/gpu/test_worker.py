@@ -20,7 +20,6 @@ from gpu.tiny import (
     engine,
     run,
     small_sizes,
-    stage_worker,
 )
 from kernels.device import DEVICE
 from pluribus import FinishReason, Generation
@@ -80,15 +79,6 @@ def test_whatever_shares_a_step_each_gets_what_it_gets_alone(
     for generation, kind, wanted in zip(generations, [*MIXTURE, *RANKED], expected, strict=True):
         assert generation.finish_reason is not None, kind
         assert_same(generation, wanted)
-
-
-def test_a_stage_launches_what_others_replay(expected: list[Generation]) -> None:
-    kinds = ["seeded", "penalties", "logprobs", "prompt", "stop ids", "top-k"]
-    numbers = [[*MIXTURE, *RANKED].index(kind) for kind in kinds]
-    generations = [asked()[number] for number in numbers]
-    run(engine(stage_worker()), generations)
-    for generation, number in zip(generations, numbers, strict=True):
-        assert_same(generation, expected[number])
 
 
 def test_the_mixture_ends_in_every_way(expected: list[Generation]) -> None:

@@ -14,11 +14,11 @@ from kernels.device import DEVICE
 from opt.reading import whole
 from pluribus import Generation, KVShape, SamplingParams, TokenLogprobs
 from pluribus.cuda import decoding, prefilling
-from pluribus.cuda.stage import CudaStageWorker
 from pluribus.cuda.worker import CudaWorker
 from pluribus.engine.core import EngineCore, Observer
-from pluribus.interfaces import ModelSpec
-from pluribus.worker import Worker, stay_alone
+from pluribus.engine.rotation import Rotation
+from pluribus.interfaces import Capability, Executor, ModelSpec
+from pluribus.worker import Worker
 from pluribus_batchers.continuous import ContinuousBatcher, ContinuousConfig
 from pluribus_caches.kv import cuda_store
 from pluribus_caches.kv.cuda_store import CudaPagedStore
@@ -78,10 +78,20 @@ def small_sizes() -> Iterator[None]:
         yield
 
 
+def config_of(num_layers: int) -> OPTConfig:
+    """Return the architecture with so many layers."""
+    return replace(CONFIG, num_hidden_layers=num_layers)
+
+
+def shape_of(num_layers: int) -> KVShape:
+    """Return the shape of a store for so many layers."""
+    return replace(SHAPE, num_layers=num_layers)
+
+
 @cache
-def network(device: torch.device = CPU) -> OPTDecoder:
+def network(device: torch.device = CPU, num_layers: int = 2) -> OPTDecoder:
     """Return the network; its weights are large enough for answers that vary."""
-    decoder = OPTDecoder.empty(CONFIG, whole(CONFIG.num_hidden_layers), CPU, torch.float32)
+    decoder = OPTDecoder.empty(config_of(num_layers), whole(num_layers), CPU, torch.float32)
     generator = torch.Generator().manual_seed(6)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.8, generator)
@@ -91,35 +101,41 @@ def network(device: torch.device = CPU) -> OPTDecoder:
 class TinyWorker(CudaWorker):
     """Runs as many passes as it is told, whatever time they take."""
 
-    def __init__(self, passes: int = 1) -> None:
+    def __init__(self, passes: int = 1, num_layers: int = 2) -> None:
         self.passes = passes
         with small_sizes():
-            store = CudaPagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, DEVICE, torch.float32)
-            super().__init__(network(DEVICE), store, SPEC, SHAPE, DEVICE)
+            store = cuda_store_of(num_layers)
+            shape = shape_of(num_layers)
+            super().__init__(network(DEVICE, num_layers), store, SPEC, shape, DEVICE)
 
     @property
     def max_passes(self) -> int:
         return self.passes
 
 
-def stage_worker() -> CudaStageWorker:
-    """Return a worker of a pipeline, which launches everything; it is the only stage."""
-    store = CudaPagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, DEVICE, torch.float32)
-    return CudaStageWorker(network(DEVICE), store, SPEC, SHAPE, DEVICE, stay_alone)
+def cuda_store_of(num_layers: int) -> CudaPagedStore:
+    """Return an empty store for so many layers, where kernels run."""
+    return CudaPagedStore(shape_of(num_layers), NUM_BLOCKS, BLOCK_SIZE, DEVICE, torch.float32)
 
 
-def cpu_worker() -> Worker:
+def cpu_worker(num_layers: int = 2) -> Worker:
     """Return what a CPU runs: the oracle."""
-    store = PagedStore(SHAPE, NUM_BLOCKS, BLOCK_SIZE, CPU, torch.float32)
-    return Worker(network(), store, SPEC, SHAPE, CPU)
+    shape = shape_of(num_layers)
+    store = PagedStore(shape, NUM_BLOCKS, BLOCK_SIZE, CPU, torch.float32)
+    return Worker(network(CPU, num_layers), store, SPEC, shape, CPU)
 
 
-def engine(worker: Worker, *, lookahead: int = 0, max_batch_tokens: int = 8) -> EngineCore:
-    """Return an engine around a worker whose slots are all free."""
+def engine(
+    executor: Executor, *, lookahead: int = 0, max_batch_tokens: int = 8, num_parts: int = 1
+) -> EngineCore:
+    """Return an engine around an executor whose slots are all free."""
     ledger = PagedKVCache(PagedConfig(block_size=BLOCK_SIZE)).ledger(SHAPE)
     config = ContinuousConfig(max_batch_size=NUM_SLOTS, max_batch_tokens=max_batch_tokens)
     batcher = ContinuousBatcher(config, ledger)
-    return EngineCore(batcher, ledger, worker, SPEC.eos_token_ids, Observer(), lookahead)
+    rotation = Rotation(num_parts, frozenset(Capability))
+    return EngineCore(
+        batcher, ledger, executor, SPEC.eos_token_ids, Observer(), lookahead, rotation
+    )
 
 
 def ask(number: int, prompt: Sequence[int], params: SamplingParams) -> Generation:

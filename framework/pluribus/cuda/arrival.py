@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+from pluribus.logits_plan import Outcome
+from pluribus.step import StepResult
 
 
 class Arrival:
@@ -27,3 +32,15 @@ class Arrival:
         if self._event is None or earlier._event is None:
             return 0.0
         return float(earlier._event.elapsed_time(self._event)) / 1000
+
+
+def on_its_way(outcome: Outcome, device: torch.device) -> Callable[[], StepResult]:
+    """Copy an outcome to the host as soon as it is there; return what waits for just that."""
+    copied = outcome.to(torch.device("cpu"), non_blocking=True)
+    arrived = Arrival(device)
+
+    def read() -> StepResult:
+        arrived.wait()
+        return copied.read()
+
+    return read

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from pluribus.cuda.arrival import Arrival
-from pluribus.cuda.graphs import Graphs, bucket
-from pluribus.cuda.sampler import CudaSampler
-from pluribus.cuda.state import CudaSlotState
-from pluribus.interfaces import Network
-from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
+from pluribus.cuda.rank import Rank
 from pluribus.kernels.passes import Rows, begin_pass, end_pass
 from pluribus.kernels.upload import upload
 from pluribus.step import StepResult
@@ -30,24 +25,14 @@ class Decoding:
         max_passes: how many of them make a step of a few milliseconds.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        store: DeviceKVStore,
-        state: CudaSlotState,
-        sampler: CudaSampler,
-        device: torch.device,
-    ) -> None:
-        self._network = network
-        self._store = store
-        self._state = state
-        self._sampler = sampler
-        self._device = device
-        self._rows = Rows.make(state.padding, MAX_PASSES, device)
-        self._rows.asked.fill_(state.padding)
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._padding = rank.state.padding
+        self._rows = Rows.make(self._padding, MAX_PASSES, rank.device)
+        self._rows.asked.fill_(self._padding)
         self._asked: tuple[int, ...] = ()
-        self._sizes = [*(size for size in SIZES if size < state.padding), state.padding]
-        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, device)
+        self._sizes = sizes_up_to(self._padding, SIZES)
+        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, rank.pool)
         self.max_passes = 1
 
     def capture(self) -> None:
@@ -58,17 +43,17 @@ class Decoding:
     def run(self, slots: tuple[int, ...], passes: int) -> Callable[[], StepResult]:
         """Run passes of these slots; return a function that waits for their tokens."""
         size = bucket(self._sizes, len(slots))
-        assert size is not None, f"{len(slots)} rows where there are {self._state.padding} slots"
-        key = (size, self._sampler.is_ranked(slots))
+        assert size is not None, f"{len(slots)} rows where there are {self._padding} slots"
+        key = (size, self._rank.sampler.is_ranked(slots))
         if key not in self._graphs:
             self._capture(key)
         self._ask(slots, size)
         self._rows.counter.zero_()
-        started = Arrival(self._device)
+        started = Arrival(self._rank.device)
         self._graphs.replay(key, passes)
         answers = self._rows.answers[:passes, : len(slots)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
-        ended = Arrival(self._device)
+        ended = Arrival(self._rank.device)
 
         def read() -> StepResult:
             ended.wait()
@@ -86,18 +71,19 @@ class Decoding:
 
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""
-        asked = slots + (self._state.padding,) * (size - len(slots))
+        asked = slots + (self._padding,) * (size - len(slots))
         if self._asked[:size] != asked:
-            [column] = upload(self._device, asked)
+            [column] = upload(self._rank.device, asked)
             self._rows.asked[:size] = column
             self._asked = asked + self._asked[size:]
 
     def _run_pass(self, key: tuple[int, bool]) -> None:
         num_rows, is_ranked = key
-        rows, texts = self._rows.first(num_rows), self._state.texts
+        network, store = self._rank.network, self._rank.store
+        rows, texts = self._rows.first(num_rows), self._rank.state.texts
         begin_pass(texts, rows)
-        self._store.begin_decode(rows.slots, rows.positions)
-        x = self._network(self._network.embed(rows.tokens, rows.positions), self._store)
-        logits = self._network.logits(x)
-        chosen = self._sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
+        store.begin_decode(rows.slots, rows.positions)
+        x = network(network.embed(rows.tokens, rows.positions), store)
+        following = rows.positions + 1
+        chosen = self._rank.sampler.draw(network.logits(x), rows.slots, following, is_ranked)
         end_pass(texts, rows, chosen)

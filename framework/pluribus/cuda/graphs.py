@@ -14,23 +14,55 @@ import torch
 Key = TypeVar("Key", bound=Hashable)
 
 
+class GraphPool:
+    """What all graphs of a rank share, as no two of them run at the same time.
+
+    That is their memory, which takes no more than the largest of them needs, and the stream that
+    they are captured on, for which cuBLAS has a workspace. Nothing that is to outlast a replay
+    may be allocated while it is captured.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        if self._is_cuda:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Return what replays ``run``, which is run once before."""
+        if not self._is_cuda:
+            return run
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            run()
+        current.wait_stream(self._stream)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            # torch.cuda.graph() would collect garbage first, which takes longer than all this.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        return graph.replay
+
+
 class Graphs(Generic[Key]):
     """Graphs of ``run``, one for each key that comes up.
 
     Args:
         run: launches the work of a key. Every launch is fixed by the key, and capturing runs it
             once before, for what is compiled or allocated at first: it has to do no harm then.
-        device: whose graphs they are.
+        pool: of the rank.
     """
 
-    def __init__(self, run: Callable[[Key], None], device: torch.device) -> None:
+    def __init__(self, run: Callable[[Key], None], pool: GraphPool) -> None:
         self._run = run
-        self._device = device
-        self._is_cuda = device.type == "cuda"
+        self._pool = pool
         self._replays: dict[Key, Callable[[], None]] = {}
-        if self._is_cuda:
-            self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __contains__(self, key: Key) -> bool:
         return key in self._replays
@@ -43,26 +75,14 @@ class Graphs(Generic[Key]):
 
     def capture(self, key: Key) -> None:
         """Capture the work of a key. Larger ones first leave memory that smaller ones share."""
-        self._replays[key] = self._graph(key).replay if self._is_cuda else partial(self._run, key)
-
-    def _graph(self, key: Key) -> torch.cuda.CUDAGraph:
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            self._run(key)
-        current.wait_stream(self._stream)
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            # torch.cuda.graph() would collect garbage first, which takes longer than all this.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                self._run(key)
-            finally:
-                graph.capture_end()
-        return graph
+        self._replays[key] = self._pool.capture(partial(self._run, key))
 
 
 def bucket(sizes: Sequence[int], wanted: int) -> int | None:
     """Return the smallest size that holds ``wanted``; None where none does."""
     return min((size for size in sizes if size >= wanted), default=None)
+
+
+def sizes_up_to(most: int, sizes: Sequence[int]) -> Sequence[int]:
+    """Return the sizes below ``most``, and ``most`` itself."""
+    return [*(size for size in sizes if size < most), most]

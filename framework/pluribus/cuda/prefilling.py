@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from pluribus.cuda.arrival import Arrival
-from pluribus.cuda.graphs import Graphs, bucket
+from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.packing import Column, PackedRows
-from pluribus.cuda.sampler import CudaSampler
-from pluribus.cuda.state import CudaSlotState
-from pluribus.interfaces import Network
-from pluribus.interfaces.device_store import DeviceKVStore, Tiles
+from pluribus.cuda.rank import Rank
+from pluribus.interfaces.device_store import Tiles
 from pluribus.kernels.passes import Rows, end_pass
 from pluribus.step import Row, StepResult
 
@@ -33,27 +31,17 @@ ROWS = (1, 4, 16, 64, 256)
 class Prefilling:
     """Replays prefill passes: the layers for so many tokens, then sampling for so many rows."""
 
-    def __init__(
-        self,
-        network: Network,
-        store: DeviceKVStore,
-        state: CudaSlotState,
-        sampler: CudaSampler,
-        device: torch.device,
-    ) -> None:
-        self._network = network
-        self._store = store
-        self._state = state
-        self._sampler = sampler
-        self._device = device
-        self._rows = Rows.make(state.padding, 1, device)
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._padding = rank.state.padding
+        self._rows = Rows.make(self._padding, 1, rank.device)
         self._rows.counter.fill_(1)
-        self._row_sizes = [*(size for size in ROWS if size < state.padding), state.padding]
+        self._row_sizes = sizes_up_to(self._padding, ROWS)
         largest = self._layout(TOKENS[-1]).size
-        self._columns = torch.zeros(largest, dtype=torch.int64, device=device)
+        self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
         self._ends: Tensor | None = None
-        self._layers: Graphs[int] = Graphs(self._run_layers, device)
-        self._heads: Graphs[tuple[int, bool]] = Graphs(self._run_head, device)
+        self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
+        self._heads: Graphs[tuple[int, bool]] = Graphs(self._run_head, rank.pool)
 
     def capture(self) -> None:
         """Capture what is likely to be wanted first."""
@@ -69,7 +57,7 @@ class Prefilling:
 
     def run(self, rows: Sequence[Row]) -> Callable[[], StepResult]:
         """Run rows; return a function that waits for the tokens of those that sample."""
-        packed = PackedRows.make(rows, self._store.tile_size)
+        packed = PackedRows.make(rows, self._rank.store.tile_size)
         num_tokens = bucket(TOKENS, len(packed.slots))
         assert num_tokens is not None
         if num_tokens not in self._layers:
@@ -82,13 +70,13 @@ class Prefilling:
             return lambda: StepResult(())
         size = bucket(self._row_sizes, len(sampling))
         assert size is not None
-        key = (size, self._sampler.is_ranked([rows[index].slot for index in sampling]))
+        key = (size, self._rank.sampler.is_ranked([rows[index].slot for index in sampling]))
         if key not in self._heads:
             self._heads.capture(key)
         self._heads.replay(key)
         answers = self._rows.answers[0, : len(sampling)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
-        arrived = Arrival(self._device)
+        arrived = Arrival(self._rank.device)
 
         def read() -> StepResult:
             arrived.wait()
@@ -97,18 +85,20 @@ class Prefilling:
         return read
 
     def _layout(self, num_tokens: int) -> Layout:
-        return Layout.make(num_tokens, self._row_sizes, self._store.tile_size)
+        return Layout.make(num_tokens, self._row_sizes, self._rank.store.tile_size)
 
     def _pad(self, num_tokens: int) -> None:
         """Put nothing but padding where a pass of so many tokens finds its columns."""
         layout = self._layout(num_tokens)
-        self._columns[: layout.size] = torch.from_numpy(layout.empty(self._state.padding))
+        self._columns[: layout.size] = torch.from_numpy(layout.empty(self._padding))
 
     def _fill(self, num_tokens: int, packed: PackedRows, sampling: Sequence[int]) -> None:
         """Put rows, and which of them sample, where a pass finds its columns."""
         layout = self._layout(num_tokens)
-        host = torch.empty(layout.size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
-        host.numpy()[:] = layout.empty(self._state.padding)
+        host = torch.empty(
+            layout.size, dtype=torch.int64, pin_memory=self._rank.device.type == "cuda"
+        )
+        host.numpy()[:] = layout.empty(self._padding)
         slots, positions, starts, ends, last, row_slots, row_positions = layout.split(host.numpy())
         slots[: len(packed.slots)] = packed.slots
         positions[: len(packed.slots)] = packed.positions
@@ -124,11 +114,12 @@ class Prefilling:
         layout = self._layout(num_tokens)
         columns = layout.split(self._columns)
         slots, positions, starts, ends, last, row_slots, row_positions = columns
-        tokens = self._state.texts.tokens[slots, positions]
-        self._store.begin_prefill(slots, positions, Tiles(starts, ends))
-        x = self._network(self._network.embed(tokens, positions), self._store)
-        if self._ends is None:
-            self._ends = x.new_empty(self._state.padding, x.shape[1])
+        network, store = self._rank.network, self._rank.store
+        tokens = self._rank.state.tokens[slots, positions]
+        store.begin_prefill(slots, positions, Tiles(starts, ends))
+        x = network(network.embed(tokens, positions), store)
+        if self._ends is None:  # as it is run, before it is captured
+            self._ends = x.new_empty(self._padding, x.shape[1])
         torch.index_select(x, 0, last, out=self._ends[: layout.num_rows])
         self._rows.slots[: layout.num_rows] = row_slots
         self._rows.positions[: layout.num_rows] = row_positions
@@ -137,9 +128,9 @@ class Prefilling:
         num_rows, is_ranked = key
         assert self._ends is not None, "there is nothing to sample from before the layers have run"
         rows = self._rows.first(num_rows)
-        logits = self._network.logits(self._ends[:num_rows])
-        chosen = self._sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
-        end_pass(self._state.texts, rows, chosen)
+        logits = self._rank.network.logits(self._ends[:num_rows])
+        chosen = self._rank.sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
+        end_pass(self._rank.state.texts, rows, chosen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,14 @@ class CudaSampler(Sampler):
         logits = self._all_adjusted(logits, following)
         is_ranked = self.is_ranked(following.owners)
         tokens = self.draw(logits, following.slots, following.position, is_ranked)
-        texts = self.slots.texts
-        texts.tokens[following.slots, following.position] = tokens
-        texts.position[following.slots] = following.position
+        self.append(tokens, following.slots, following.position)
         return tokens
+
+    def append(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Write the token of each row at its position of its slot's text."""
+        texts = self.slots.texts
+        texts.tokens[slots, positions] = tokens
+        texts.position[slots] = positions
 
     def draw(self, logits: Tensor, slots: Tensor, positions: Tensor, is_ranked: bool) -> Tensor:
         """Return a token for each row; see ``pluribus.kernels.sample``."""

@@ -1,23 +1,33 @@
-"""A stage of a pipeline on a CUDA device: everything is launched, nothing replayed."""
+"""A stage of a pipeline on a CUDA device: its part of a decode pass is replayed from a graph."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from pluribus.cuda.sampler import CudaSampler
-from pluribus.cuda.state import CudaSlotState
-from pluribus.interfaces import KVShape, ModelSpec, Network
+from pluribus.cuda.arrival import on_its_way
+from pluribus.cuda.replaying import Kind, ReplayingWorker, Result
+from pluribus.cuda.stage_decoding import StageDecoding
+from pluribus.interfaces import KVShape, ModelSpec, Network, Place
 from pluribus.interfaces.device_store import DeviceKVStore
-from pluribus.step import Admission
-from pluribus.worker import Join, Worker, stay_alone
+from pluribus.stages import stage_of
+from pluribus.step import Row, Step
+
+logger = logging.getLogger(__name__)
 
 
-class CudaStageWorker(Worker):
-    """Launches each step: its passes begin or end on another rank, so none can be captured."""
+class CudaStageWorker(ReplayingWorker):
+    """Replays what lies between receiving and sending; those and prompts are launched.
 
-    state: CudaSlotState
+    Args:
+        network, store, spec, shape, device: see Worker.
+        place: among the stages.
+        dtype: of what stages hand on.
+    """
 
     def __init__(
         self,
@@ -26,17 +36,26 @@ class CudaStageWorker(Worker):
         spec: ModelSpec,
         shape: KVShape,
         device: torch.device,
-        join: Join = stay_alone,
+        place: Place,
+        dtype: torch.dtype,
     ) -> None:
+        width, tell = spec.hidden_size, partial(on_its_way, device=device)
+        join = partial(stage_of, place, hidden_size=width, dtype=dtype, tell=tell)
         super().__init__(network, store, spec, shape, device, join)
-        self._device_store = store
+        started = time.monotonic()
+        with torch.inference_mode():
+            self._decoding = StageDecoding(self.rank, place.share, width, dtype)
+            self._decoding.capture()
+        logger.info("captured graphs in %.1f s", time.monotonic() - started)
 
-    def _admit(self, admissions: Sequence[Admission]) -> None:
-        self.state.admit_all(admissions)
-        for admission in admissions:
-            self.store.admit(admission)
-        self._device_store.flush()
+    def _pass_through(self, step: Step) -> Result:
+        self.stage.begin(step)
+        return self._run_groups(step.rows, partial(self._run_group, step))
 
-    def _make_state(self) -> tuple[CudaSlotState, CudaSampler]:
-        state = CudaSlotState(self.shape, self.spec.num_token_ids, self.device)
-        return state, CudaSampler(state)
+    def _run_group(self, step: Step, kind: Kind, rows: Sequence[Row]) -> Result:
+        if kind is not Kind.DECODED:
+            return self._launch(step, rows)
+        decoding = self._decoding
+        task = decoding.begin(rows)
+        x = self.stage.enter(task, decoding.embed)
+        return self.stage.leave(step, task, decoding.run(x), decoding.finish)

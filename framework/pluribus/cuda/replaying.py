@@ -1,0 +1,100 @@
+"""A rank on a CUDA device: what can be is replayed from graphs, everything else is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
+
+import torch
+
+from pluribus.cuda.graphs import GraphPool
+from pluribus.cuda.rank import Rank
+from pluribus.cuda.sampler import CudaSampler
+from pluribus.cuda.state import CudaSlotState
+from pluribus.interfaces import KVShape, ModelSpec, Network
+from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.step import Admission, Row, StepResult
+from pluribus.worker import Join, Worker, stay_alone
+
+Result = Callable[[], StepResult]
+
+
+class Kind(Enum):
+    """How a row is run."""
+
+    DECODED = auto()
+    PREFILLED = auto()
+    LAUNCHED = auto()
+
+
+class ReplayingWorker(Worker):
+    """Runs steps as they are submitted, none waiting for the result of another.
+
+    The rows of a step run in groups, each in the way that suits it. Which those are, and in what
+    order, depends on nothing that ranks do not agree on.
+    """
+
+    state: CudaSlotState
+    sampler: CudaSampler
+
+    def __init__(
+        self,
+        network: Network,
+        store: DeviceKVStore,
+        spec: ModelSpec,
+        shape: KVShape,
+        device: torch.device,
+        join: Join = stay_alone,
+    ) -> None:
+        super().__init__(network, store, spec, shape, device, join)
+        pool = GraphPool(device)
+        self.rank = Rank(network, store, self.state, self.sampler, device, pool)
+
+    @property
+    def lookahead(self) -> int:
+        return 1
+
+    def _admit(self, admissions: Sequence[Admission]) -> None:
+        self.state.admit_all(admissions)
+        for admission in admissions:
+            self.store.admit(admission)
+        self.rank.store.flush()
+
+    def _make_state(self) -> tuple[CudaSlotState, CudaSampler]:
+        state = CudaSlotState(self.shape, self.spec.num_token_ids, self.device)
+        return state, CudaSampler(state)
+
+    def _run_groups(
+        self, rows: Sequence[Row], run: Callable[[Kind, Sequence[Row]], Result]
+    ) -> Result:
+        """Run each group of rows; return what waits for all their results."""
+        kinds = [self._kind(row) for row in rows]
+        groups: dict[Kind, list[Row]] = {}
+        for row, kind in zip(rows, kinds, strict=True):
+            groups.setdefault(kind, []).append(row)
+        results = {kind: run(kind, group) for kind, group in groups.items()}
+        if len(results) == 1:
+            return results[kinds[0]]
+        return lambda: _merged(rows, kinds, {kind: read() for kind, read in results.items()})
+
+    def _kind(self, row: Row) -> Kind:
+        if self.state.is_special[row.slot]:
+            return Kind.LAUNCHED
+        return Kind.DECODED if row.num_tokens == 1 and row.samples else Kind.PREFILLED
+
+
+def _merged(
+    rows: Sequence[Row], kinds: Sequence[Kind], results: Mapping[Kind, StepResult]
+) -> StepResult:
+    """Return the results of rows that ran in different ways, in row order."""
+    tokens = {kind: iter(result.tokens) for kind, result in results.items()}
+    logprobs = {kind: iter(result.logprobs) for kind, result in results.items()}
+    # Between the first and the last stage of a pipeline nobody knows any.
+    is_known = any(result.tokens for result in results.values())
+    sampled = [kind for row, kind in zip(rows, kinds, strict=True) if is_known and row.samples]
+    tells = any(result.logprobs for result in results.values())
+    return StepResult(
+        tokens=[next(tokens[kind]) for kind in sampled],
+        logprobs=tuple(next(logprobs[kind], None) for kind in sampled) if tells else (),
+        scores=results[Kind.LAUNCHED].scores if Kind.LAUNCHED in results else (),
+    )

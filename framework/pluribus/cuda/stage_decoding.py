@@ -1,0 +1,108 @@
+"""A stage's part of a pass in which every row computes one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pluribus.cuda.decoding import SIZES
+from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
+from pluribus.cuda.rank import Rank
+from pluribus.interfaces import Share, TokenLayout
+from pluribus.kernels.upload import upload
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
+from pluribus.step import Row
+
+
+class StageDecoding:
+    """Replays what lies between what a stage receives and what it sends.
+
+    Which slots and positions the rows are is copied to the device for each pass: a stage in the
+    middle never hears of tokens, so it could not find them out. The first stage looks its rows'
+    tokens up and embeds them, the last one chooses the next, both inside the graph.
+
+    Args:
+        rank: whose graphs they are.
+        share: the stage it is.
+        hidden_size, dtype: of what stages hand on.
+    """
+
+    def __init__(self, rank: Rank, share: Share, hidden_size: int, dtype: torch.dtype) -> None:
+        self._rank = rank
+        self._share = share
+        num_rows = self._padding = rank.state.padding
+        self._columns = torch.zeros(2, num_rows, dtype=torch.int64, device=rank.device)
+        self._hidden = torch.zeros(num_rows, hidden_size, dtype=dtype, device=rank.device)
+        self._chosen = torch.zeros(num_rows, dtype=torch.int64, device=rank.device)
+        self._last = torch.arange(num_rows, device=rank.device)
+        self._sizes = sizes_up_to(num_rows, SIZES)
+        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, rank.pool)
+        self._key = (0, False)
+
+    def capture(self) -> None:
+        """Capture a pass of every size."""
+        for size in reversed(self._sizes):
+            self._capture((size, False))
+
+    def begin(self, rows: Sequence[Row]) -> Task:
+        """Start a pass: tell the device which rows it has."""
+        num_rows, slots = len(rows), [row.slot for row in rows]
+        size = bucket(self._sizes, num_rows)
+        assert size is not None, f"{num_rows} rows where there are {self._padding} slots"
+        self._key = (size, self._share.is_last and self._rank.sampler.is_ranked(slots))
+        if self._key not in self._graphs:
+            self._capture(self._key)
+        num_padding = size - num_rows
+        positions = [row.start for row in rows]
+        [column] = upload(
+            self._rank.device,
+            [*slots, *[self._padding] * num_padding, *positions, *[0] * num_padding],
+        )
+        columns = column.view(2, size)
+        self._columns[:, :size] = columns
+        ours = columns[:, :num_rows]
+        layout = TokenLayout(ours[0], ours[1], self._last[:num_rows])
+        return Task(LogitsPlan.of(rows, self._rank.state), layout, ours[1])
+
+    def embed(self, task: Task) -> Tensor:
+        """Return where the graph itself puts what it embeds."""
+        return self._hidden[: len(task.positions)]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Run the stage's layers on what has come from the stage before; return what to send."""
+        hidden = self._hidden[: len(x)]
+        if not self._share.is_first:
+            hidden.copy_(x)
+        self._graphs.replay(self._key)
+        return hidden if self._share.is_last else hidden.clone()  # what is sent must not change
+
+    def finish(self, task: Task, hidden: Tensor) -> Outcome:
+        """Return the tokens that the last stage has chosen."""
+        return Outcome(task.plan, self._chosen[: len(hidden)].clone(), None, None)
+
+    def _capture(self, key: tuple[int, bool]) -> None:
+        """Capture a pass; that runs one, which no text may see."""
+        slots, positions = self._columns
+        slots.fill_(self._padding)
+        positions.zero_()
+        self._graphs.capture(key)
+
+    def _run_pass(self, key: tuple[int, bool]) -> None:
+        num_rows, is_ranked = key
+        network, store, sampler = self._rank.network, self._rank.store, self._rank.sampler
+        slots, positions = self._columns[:, :num_rows]
+        hidden = self._hidden[:num_rows]
+        store.begin_decode(slots, positions)
+        x = hidden
+        if self._share.is_first:
+            x = network.embed(self._rank.state.tokens[slots, positions], positions)
+        x = network(x, store)
+        if not self._share.is_last:
+            hidden.copy_(x)
+            return
+        following = positions + 1
+        chosen = sampler.draw(network.logits(x), slots, following, is_ranked)
+        sampler.append(chosen, slots, following)
+        self._chosen[:num_rows] = chosen
