@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pluribus.engine.client import EngineHost
@@ -90,6 +90,12 @@ class Fleet:
     def num_restarts(self) -> int:
         """Engines started again after one had died."""
         return sum(replica.supervisor.num_restarts for replica in self.replicas)
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds that each part of the start of an engine that is loaded has taken."""
+        loaded = (replica.supervisor for replica in self.replicas if replica.supervisor.is_loaded)
+        return next((supervisor.phases for supervisor in loaded), {})
 
     @property
     def readings(self) -> Readings:

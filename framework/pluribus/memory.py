@@ -26,6 +26,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()  # what it keeps of tensors that are gone is free as well
         return int(torch.cuda.mem_get_info(device)[0])
     return free_host_memory()
 

@@ -35,8 +35,9 @@ from pluribus.interfaces import (
 )
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.memory import free_memory
+from pluribus.phases import Phases, told
 from pluribus.plan.demand import Demand, demand
-from pluribus.plan.fit import find_room, kv_shape
+from pluribus.plan.fit import find_room, kv_shape, shortage
 from pluribus.plan.outline import Outline
 from pluribus.plugins import (
     BATCHER,
@@ -53,6 +54,8 @@ from pluribus.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
+    from pluribus.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +277,7 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
 
     from pluribus.plan.measure import Meter
 
-    spec = parts.model.spec
+    phases, spec = Phases(), parts.model.spec
     num_local = seat.num_local * parts.replicas.replicas
     device = _device(parts.device, parts.replicas.replica * seat.num_local + seat.local_rank)
     if device.type == "cpu":
@@ -285,16 +288,27 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     needs = demand(parts.outline, seat.rank, device.type)
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place = parts.parallelism.place(needs.share, device, seat.rendezvous)
     meter = Meter(device)
+    meter.note_taken("context", needs.context)
+    place = parts.parallelism.place(needs.share, device, seat.rendezvous)
+    _check_fit(parts, num_local, device)
+    meter.note_taken("collectives", needs.collectives)
+    phases.end("device")
     with torch.inference_mode():
         network = parts.model.load(place, device, dtype, progress)
         meter.note("weights", needs.weights)
+        phases.end("weights")
         shape = _kv_shape(parts, needs, num_local, device)
         store = parts.kv_cache.store(shape, device, dtype)
         meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
+        phases.end("KV")
     worker = _worker(network, store, spec, shape, device, place, dtype)
+    meter.note_taken("graphs", needs.graphs + needs.libraries)
+    phases.split("kernels", worker.kernel_seconds)
+    phases.end("graphs")
+    worker.phases = phases.seconds
     logger.info("rank %d on %s: %s", seat.rank, device, meter.report(needs.work))
+    logger.info("rank %d is %s", seat.rank, told(phases.seconds))
     return worker
 
 
@@ -306,7 +320,7 @@ def _worker(
     device: torch.device,
     place: Place,
     dtype: torch.dtype,
-) -> Executor:
+) -> Worker:
     if isinstance(store, DeviceKVStore):
         from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
@@ -314,20 +328,35 @@ def _worker(
         if place.ring is None:
             return CudaWorker(network, store, spec, shape, device)
         return CudaStageWorker(network, store, spec, shape, device, place, dtype)
+    from pluribus import worker
     from pluribus.stages import stage_of
-    from pluribus.worker import Worker
 
     join = partial(stage_of, place, hidden_size=spec.hidden_size, dtype=dtype)
-    return Worker(network, store, spec, shape, device, join)
+    return worker.Worker(network, store, spec, shape, device, join)
+
+
+def _check_fit(parts: Parts, num_local: int, device: torch.device) -> None:
+    """Refuse what does not fit on every rank's own device, before any of them loads."""
+    from pluribus.parallel.group import everybodys
+
+    everybodys(0, device)  # NCCL takes its memory at the first collective: it is not free
+    free = everybodys(_free(device, num_local), device)
+    if problem := shortage(parts.outline, free, device.type):
+        raise ConfigError(
+            f"{parts.model.spec.name} does not fit: {problem} (pluribus plan has the details)"
+        )
+
+
+def _free(device: torch.device, num_local: int) -> int:
+    """Return the bytes that are one rank's to use."""
+    return free_memory(device) // (num_local if device.type == "cpu" else 1)
 
 
 def _kv_shape(parts: Parts, needs: Demand, num_local: int, device: torch.device) -> KVShape:
     from pluribus.parallel.group import smallest
 
     outline, max_length = parts.outline, parts.model.spec.max_length
-    num_sharing = num_local if device.type == "cpu" else 1
-    smallest(0, device)  # NCCL takes its memory at the first collective: it is not free
-    free = free_memory(device) // num_sharing
+    free = _free(device, num_local)
     room = find_room(outline, needs, device_type=device.type, where=str(device), free=free)
     if room.problem:
         raise ConfigError(room.problem)

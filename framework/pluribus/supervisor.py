@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -80,6 +80,7 @@ class Supervisor:
     Attributes:
         num_restarts: engines started again after one had died.
         is_refused: what is configured is at fault: not even the first engine could start.
+        phases: seconds that each part of the last engine's start has taken.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Supervisor:
     ) -> None:
         self.num_restarts = 0
         self.is_refused = False
+        self.phases: Mapping[str, float] = {}
         self._name = name
         self._host = host
         self._config = config
@@ -198,6 +200,7 @@ class Supervisor:
     async def _run_engine(self) -> Died:
         """Run an engine to its end and return why it ended."""
         death = Died("it ended without a word", is_final=False)
+        began = time.monotonic()
         try:
             self._client = await self._host.start()
             with contextlib.ExitStack() as loading:
@@ -212,8 +215,11 @@ class Supervisor:
                             progress(done, total)
                             percent = 100 * done // max(total, 1)
                             self._change(State.LOADING, f"{percent} % of the weights are read")
-                        case Ready():
+                        case Ready(phases=phases):
                             loading.close()
+                            # What comes before the engine itself can tell.
+                            imports = self._heard - began - sum(phases.values())
+                            self.phases = {"imports": imports, **phases}
                             self._is_loaded = self._has_served = True
                             self._advanced = self._heard
                             self._change(State.READY, f"serving {self._name}")

@@ -58,6 +58,11 @@ class Worker(Executor):
     def kv_shape(self) -> KVShape:
         return self.shape
 
+    @property
+    def kernel_seconds(self) -> float:
+        """Seconds that making kernels ready has taken."""
+        return 0.0
+
     @torch.inference_mode()
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Start a step; see Executor.submit."""

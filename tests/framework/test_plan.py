@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from pluribus import ConfigError, runtime
 from pluribus import config as conf
+from pluribus.plan.demand import COLLECTIVES, LINK
 from pluribus.plan.devices import GIB, GPUS, Device, Site
-from pluribus.plan.fit import Plan, make_plan
+from pluribus.plan.fit import Plan, make_plan, shortage
 from pluribus.plan.outline import Outline
 from pluribus.plan.planner import Planner
 from pluribus.plan.report import lengths
@@ -184,3 +186,63 @@ def test_a_wrong_setting_is_named(overrides: list[str], said: str) -> None:
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 def test_every_gpu_runs_the_smallest_model(gpu: Device) -> None:
     assert plan("model=opt-125m", f"plan.device={gpu.name}").fits
+
+
+def test_a_rank_whose_own_device_is_too_small_is_named() -> None:
+    of = outline("model=opt-13b", "parallel=tensor", "parallel.size=3")
+    assert shortage(of, [40 * GIB] * 3, "cuda") is None
+    short = shortage(of, [40 * GIB, 40 * GIB, 5 * GIB], "cuda")
+    assert short is not None
+    assert re.fullmatch(
+        r"rank 2 needs [\d.]+GiB for weights and [\d.]+MiB of work space, and its device has "
+        r"5GiB free",
+        short,
+    )
+    no_room = shortage(of, [40 * GIB, int(8.6 * GIB), 40 * GIB], "cuda")
+    assert no_room is not None
+    assert "on rank 1's device, room for " in no_room
+    assert "one generation of full length takes 2048" in no_room
+
+
+@given(sizes, st.integers(1, 8), memories)
+@settings(deadline=None, max_examples=30)
+def test_ranks_refuse_what_a_plan_refuses(model: str, size: int, memory: int) -> None:
+    of = outline(f"model={model}", "parallel=tensor", f"parallel.size={size}")
+    planned = make_plan(of, on(memory, count=size))
+    free = [memory - rank.demand.runtime for rank in planned.ranks]
+    assert (shortage(of, free, "cuda") is None) == planned.fits
+
+
+@pytest.mark.parametrize(
+    ("split", "num_groups", "num_links"),
+    [
+        ((), 0, 0),
+        (("parallel=tensor",), 1, 0),
+        (("parallel=pipeline",), 1, 2),
+        (("parallel=hybrid",), 2, 2),
+    ],
+    ids=["single", "tensor", "pipeline", "hybrid"],
+)
+def test_what_ranks_keep_to_talk_is_counted(
+    split: tuple[str, ...], num_groups: int, num_links: int
+) -> None:
+    planned = plan("model=opt-30b", "plan.device=h200-141g", *split)
+    kept = num_groups * COLLECTIVES + num_links * LINK
+    assert {rank.demand.collectives for rank in planned.ranks} == {kept}
+    assert plan("plan.device=cpu-64g", *split).ranks[0].demand.collectives == 0
+
+
+def test_graphs_hold_the_activations_of_the_largest_of_them() -> None:
+    of = ("model=opt-30b", "plan.device=h200-141g")
+    few, many = (
+        plan(*of, f"batcher.max_batch_tokens={count}").ranks[0].demand for count in (500, 2048)
+    )
+    huge = plan(*of, "batcher.max_batch_tokens=20000").ranks[0].demand
+    logits = few.graphs - few.activations * 1024 // 500
+    assert logits == 64 * 50272 * 2
+    assert many.graphs == many.activations + logits, "captured when it comes up"
+    assert huge.graphs == huge.activations * 8192 // 20000 + logits, "more are launched"
+    [first, last] = plan(*of, "parallel=pipeline").ranks
+    assert first.demand.graphs < few.graphs / 10, "stages launch their prompts"
+    assert last.demand.graphs == first.demand.graphs + logits
+    assert plan("model=opt-30b", "plan.device=cpu-512g").ranks[0].demand.graphs == 0

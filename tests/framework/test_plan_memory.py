@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from framework.allocations import Allocations
+from pluribus import ConfigError, runtime
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Seat
 from pluribus.plan.demand import Demand, demand
@@ -65,6 +65,18 @@ def test_weights_take_what_is_planned() -> None:
     assert network.head is not None
     assert network.head.tokens.packed is not None
     assert weights + network.head.tokens.packed.nbytes == needs(chosen).weights
+
+
+def test_a_rank_asks_its_own_device_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = parts("cache.kv.memory=20MiB")
+    planned = needs(chosen)
+    enough = planned.weights + planned.work + 20 * 2**20
+    free = iter([enough, enough - planned.weights, enough - 2**21])
+    monkeypatch.setattr(runtime, "free_memory", lambda device: next(free))
+    start(chosen)
+    said = r"opt-stories-14m does not fit: cache.kv.memory=20MiB is more than rank 0's device has"
+    with pytest.raises(ConfigError, match=said):
+        start(chosen)
 
 
 def admission(slot: int, length: int, blocks: range) -> Admission:

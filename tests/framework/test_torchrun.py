@@ -83,21 +83,34 @@ def service(machines: Sequence[Machine]) -> Iterator[Service]:
         yield service
 
 
-def test_ranks_of_one_machine_give_the_answer_of_one_rank() -> None:
+def generate_on_one_machine(*overrides: str) -> subprocess.CompletedProcess[str]:
+    """Have torchrun start two ranks that answer the prompt."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = ("--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
     generate = ("generate", f"prompt={PROMPT}", "temperature=0", "max_tokens=40", *PARALLEL)
-    done = subprocess.run(
-        [*TORCHRUN, *where, "-m", "pluribus", *generate],
+    return subprocess.run(
+        [*TORCHRUN, *where, "-m", "pluribus", *generate, *overrides],
         env=environment(OMP_NUM_THREADS="1", PLURIBUS_SECRET=SECRET),
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=False,
     )
+
+
+def test_ranks_of_one_machine_give_the_answer_of_one_rank() -> None:
+    done = generate_on_one_machine()
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip() == one_rank(GREEDY)[0].rstrip()
+
+
+def test_ranks_refuse_together_what_does_not_fit_where_they_are() -> None:
+    done = generate_on_one_machine("cache.kv.memory=1KiB")
+    assert done.returncode != 0
+    assert (
+        "opt-stories-14m does not fit: cache.kv.memory=1KiB gives 1KiB on rank 0's" in done.stderr
+    )
 
 
 def test_two_machines_give_the_tokens_of_one_rank(service: Service) -> None:

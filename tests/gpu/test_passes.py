@@ -13,7 +13,8 @@ from pluribus import SamplingParams
 from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import GraphPool, Graphs, bucket
 from pluribus.cuda.packing import PackedRows
-from pluribus.cuda.prefilling import TOKENS, Layout
+from pluribus.cuda.prefilling import Layout
+from pluribus.cuda.sizes import TOKENS
 from pluribus.step import Row
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)

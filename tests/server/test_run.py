@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -16,7 +17,7 @@ from pluribus.errors import ConfigError
 from pluribus.server.config import ServerConfig
 from pluribus.server.run import bind, run_server
 from server.fakes import FakeService
-from server.server_process import LIMIT, Server, fake_server
+from server.server_process import LIMIT, Server, fake_server, real_server
 
 
 @contextmanager
@@ -124,3 +125,29 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+PHASES = ["imports", "device", "weights", "KV", "kernels", "graphs"]
+
+
+def told_phases(server: Server) -> dict[str, float]:
+    """Return what the next start has taken, which is all of it."""
+    said = server.await_record("ready after ")["event"]
+    match = re.fullmatch(r"ready after ([\d.]+) s: (.*)", said)
+    assert match
+    phases = {name: float(took) for name, took in re.findall(r"(\w+) ([\d.]+)", match[2])}
+    assert float(match[1]) == pytest.approx(sum(phases.values()), abs=0.05 * (1 + len(phases)))
+    return phases
+
+
+def test_what_a_start_has_taken_is_told_part_by_part() -> None:
+    began = time.monotonic()
+    with real_server("cache.kv.memory=64MiB") as server:
+        server.await_url()
+        first = told_phases(server)
+        assert list(first) == ["front", *PHASES]
+        assert 0.5 < sum(first.values()) < time.monotonic() - began + 0.5
+        assert first["imports"] > 0.2
+        server.engine().kill()
+        again = told_phases(server)
+        assert list(again) == PHASES, "the front has been there already"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
+from pluribus.cuda.sizes import SIZES
 from pluribus.kernels.passes import Rows, begin_pass, end_pass
 from pluribus.kernels.upload import upload
 from pluribus.step import StepResult
@@ -14,8 +15,6 @@ from pluribus.step import StepResult
 MAX_PASSES = 8
 SECONDS_OF_PASSES = 0.004
 """What passes of one step should take together: new generations wait for no longer than that."""
-SIZES = (1, 2, 4, *range(8, 32, 8), *range(32, 128, 16), *range(128, 256, 32), *range(256, 513, 64))
-"""Numbers of rows that passes are captured for, beside the most that there can be."""
 
 
 class Decoding:

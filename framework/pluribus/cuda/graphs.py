@@ -5,6 +5,7 @@ On a CPU, where kernels run through Triton's interpreter, the work is simply run
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -20,11 +21,16 @@ class GraphPool:
     That is their memory, which takes no more than the largest of them needs, and the stream that
     they are captured on, for which cuBLAS has a workspace. Nothing that is to outlast a replay
     may be allocated while it is captured.
+
+    Attributes:
+        kernel_seconds: that running work before it was captured has taken: kernels are compiled
+            then, or found in Triton's cache, and loaded.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_cuda = device.type == "cuda"
+        self.kernel_seconds = 0.0
         if self._is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -35,8 +41,10 @@ class GraphPool:
             return run
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
+        started = time.monotonic()
         with torch.cuda.stream(self._stream):
             run()
+        self.kernel_seconds += time.monotonic() - started
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()

@@ -14,18 +14,12 @@ from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.packing import Column, PackedRows
 from pluribus.cuda.rank import Rank
+from pluribus.cuda.sizes import AT_START, ROWS, TOKENS
 from pluribus.interfaces.device_store import Tiles
 from pluribus.kernels.passes import Rows, end_pass
 from pluribus.step import Row, StepResult
 
-TOKENS = tuple(sorted([*(16 << i for i in range(10)), *(24 << i for i in range(4, 9))]))
-"""Numbers of tokens that the layers are captured for: 16 to 8,192."""
 Columns = TypeVar("Columns", Tensor, Column)
-
-AT_START = 1024
-"""Up to so many tokens, they are captured before the first request; beyond, when they come up."""
-ROWS = (1, 4, 16, 64, 256)
-"""Numbers of rows that sampling is captured for, beside the most that there can be."""
 
 
 class Prefilling:

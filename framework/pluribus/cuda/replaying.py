@@ -51,6 +51,10 @@ class ReplayingWorker(Worker):
         self.rank = Rank(network, store, self.state, self.sampler, device, pool)
 
     @property
+    def kernel_seconds(self) -> float:
+        return self.rank.pool.kernel_seconds
+
+    @property
     def lookahead(self) -> int:
         return 1
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,8 +14,6 @@ from pluribus.interfaces import KVShape, ModelSpec, Network, Place
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.stages import stage_of
 from pluribus.step import Row, Step
-
-logger = logging.getLogger(__name__)
 
 
 class CudaStageWorker(ReplayingWorker):
@@ -42,11 +38,9 @@ class CudaStageWorker(ReplayingWorker):
         width, tell = spec.hidden_size, partial(on_its_way, device=device)
         join = partial(stage_of, place, hidden_size=width, dtype=dtype, tell=tell)
         super().__init__(network, store, spec, shape, device, join)
-        started = time.monotonic()
         with torch.inference_mode():
             self._decoding = StageDecoding(self.rank, place.share, width, dtype)
             self._decoding.capture()
-        logger.info("captured graphs in %.1f s", time.monotonic() - started)
 
     def _pass_through(self, step: Step) -> Result:
         self.stage.begin(step)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pluribus.cuda.decoding import SIZES
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
+from pluribus.cuda.sizes import SIZES
 from pluribus.interfaces import Share, TokenLayout
 from pluribus.kernels.upload import upload
 from pluribus.logits_plan import LogitsPlan, Outcome, Task

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,8 +14,6 @@ from pluribus.cuda.replaying import Kind, ReplayingWorker, Result
 from pluribus.interfaces import KVShape, ModelSpec, Network
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.step import Row, Step, StepResult
-
-logger = logging.getLogger(__name__)
 
 
 class CudaWorker(ReplayingWorker):
@@ -32,13 +28,11 @@ class CudaWorker(ReplayingWorker):
         device: torch.device,
     ) -> None:
         super().__init__(network, store, spec, shape, device)
-        started = time.monotonic()
         with torch.inference_mode():
             self._decoding = Decoding(self.rank)
             self._decoding.capture()
             self._prefilling = Prefilling(self.rank)
             self._prefilling.capture()
-        logger.info("captured graphs in %.1f s", time.monotonic() - started)
 
     @property
     def max_passes(self) -> int:

@@ -46,7 +46,8 @@ def run_engine(channel: EngineChannel, start_core: Callable[[Progress], EngineCo
     """
     try:
         core = start_core(_Loading(channel))
-        channel.send(Ready(core.executor.kv_shape.num_tokens))
+        executor = core.executor
+        channel.send(Ready(executor.kv_shape.num_tokens, dict(executor.phases)))
         with _beating(channel, core):
             EngineLoop(channel, core).run()
         core.executor.shutdown()

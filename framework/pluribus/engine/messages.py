@@ -10,7 +10,7 @@ import msgspec
 
 from pluribus.generation import FinishReason, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -57,9 +57,13 @@ class Loading(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Engine: everything is loaded; so many tokens of keys and values fit."""
+    """Engine: everything is loaded; so many tokens of keys and values fit.
+
+    ``phases`` are seconds that the parts of its start have taken, by name, in their order.
+    """
 
     num_kv_tokens: int
+    phases: dict[str, float] = {}
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pluribus.interfaces.kv_cache import KVShape
@@ -120,7 +121,13 @@ class Parallelism(ABC):
 
 
 class Executor(ABC):
-    """Runs steps on all ranks."""
+    """Runs steps on all ranks.
+
+    Attributes:
+        phases: seconds that each part of its start has taken, as far as it is known.
+    """
+
+    phases: Mapping[str, float] = MappingProxyType({})
 
     @property
     @abstractmethod

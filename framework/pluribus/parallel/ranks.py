@@ -87,6 +87,7 @@ class RankProcesses(Executor):
         except BaseException:
             self._end_others(crew.abandon)
             raise
+        self.phases = self._first.phases
         self._met = time.monotonic()
         self._silence = SILENCE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pluribus.generation import Generation, SamplingParams
@@ -118,6 +119,28 @@ def make_plan(outline: Outline, site: Site) -> Plan:
         shape=None if problem else shapes[0],
         problem=problem,
     )
+
+
+def shortage(outline: Outline, free: Sequence[int], device_type: str) -> str | None:
+    """Say which rank's device is too small for its part; None where each has room.
+
+    Args:
+        free: bytes of each rank's device that are its to use before it loads.
+        device_type: of all of them.
+    """
+    for rank, there_is in enumerate(free):
+        needs = demand(outline, rank, device_type)
+        if needs.weights + needs.work > there_is:
+            return (
+                f"rank {rank} needs {format_bytes(needs.weights)} for weights and "
+                f"{format_bytes(needs.work)} of work space, and its device has "
+                f"{format_bytes(there_is)} free"
+            )
+        left, where = there_is - needs.weights, f"rank {rank}'s device"
+        room = find_room(outline, needs, device_type=device_type, where=where, free=left)
+        if room.problem:
+            return room.problem
+    return None
 
 
 def find_room(outline: Outline, needs: Demand, *, device_type: str, where: str, free: int) -> Room:

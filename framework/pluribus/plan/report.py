@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from textwrap import fill
@@ -36,7 +36,7 @@ class Report:
     def as_text(self) -> str:
         """Return it for people."""
         plan = self.plan
-        parts = [_headline(plan, self.spread), _ranks(plan)]
+        parts = [_headline(plan, self.spread), _ranks(plan), _parts(plan)]
         if plan.fits:
             parts += [_capacity(plan), _loading(plan, self.disk)]
         else:
@@ -88,6 +88,23 @@ def _ranks(plan: Plan) -> str:
     header = ("rank", "weights", "keys, values", "work space", "runtime", "in all", "of", "")
     rows = [header, *map(_rank_row, _alike(plan.ranks))]
     return _table(rows)
+
+
+def _parts(plan: Plan) -> str:
+    """Say what work space and runtime of the fullest rank are made of."""
+    fullest = max(plan.ranks, key=lambda rank: rank.total).demand
+    runtime = {"CUDA" if plan.site.device.type == "cuda" else "process": fullest.context}
+    if fullest.collectives:
+        runtime["NCCL"] = fullest.collectives
+    text = (
+        f"Rank {fullest.share.rank}'s work space is {_listed(fullest.work_parts)}; "
+        f"its runtime {_listed(runtime)}."
+    )
+    return fill(text, WIDTH)
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
 
 
 def _alike(ranks: Sequence[RankPlan]) -> Iterator[Sequence[RankPlan]]:
@@ -190,13 +207,8 @@ def _rank_json(rank: RankPlan) -> dict[str, Any]:
         "weights": needs.weights,
         "kv_bytes_per_token": needs.kv_bytes_per_token,
         "kv": rank.kv,
-        "work": {
-            "activations": needs.activations,
-            "attention": needs.attention,
-            "sampling": needs.sampling,
-            "slots": needs.slots,
-        },
-        "runtime": needs.runtime,
+        "work": needs.work_parts,
+        "runtime": {"context": needs.context, "collectives": needs.collectives},
         "total": rank.total,
         "memory": rank.memory,
     }

@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute
 
 from pluribus.engine.client import ProcessHost
 from pluribus.errors import ConfigError
+from pluribus.phases import process_age, told
 from pluribus.replicas import engine_configs
 from pluribus.server.app import create_app
 from pluribus.server.auth import load_keyring
@@ -130,6 +131,7 @@ class _Run:
         self._server = _UvicornServer(uvicorn_config(app, config))
         self._is_ending = asyncio.Event()
         self._exit_code = 0
+        self._has_been_ready = False
 
     async def until_stopped(self) -> int:
         loop = asyncio.get_running_loop()
@@ -161,10 +163,19 @@ class _Run:
     def _on_change(self, status: Status) -> None:
         if status.state is State.READY:
             log.info(f"{status.detail} on {self._address} (docs at /docs)")
+            log.info(told(self._phases()))
         elif status.state is State.FAILED:
             log.error("the service failed", detail=status.detail)
             self._exit_code = 1
             self._is_ending.set()
+
+    def _phases(self) -> Mapping[str, float]:
+        """Return what the engine's start has taken, and before it, the first time, our own."""
+        phases = self._service.fleet.phases
+        if self._has_been_ready:
+            return phases
+        self._has_been_ready = True
+        return {"front": process_age() - sum(phases.values()), **phases}
 
 
 def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
