@@ -163,7 +163,7 @@ def engine(repeats: int) -> Iterator[Result]:
     passes: list[ForwardPass] = []
     plugins = discover()
     parts = assemble(conf.load("serve", (*OURS, "batcher.max_batch_size=64")), plugins)
-    core = timed_core(parts, plugins, passes, lambda done, total: None)
+    core = timed_core(parts, plugins, passes, [], lambda done, total: None)
     ids = parts.model.spec.num_token_ids
     for round_ in range(repeats + 1):
         passes.clear()

@@ -105,7 +105,7 @@ class RepeatingBatcher(BucketBatcher):
 
 
 def core(
-    executor: CountingExecutor,
+    executor: Executor,
     lookahead: int = 0,
     observer: Observer | None = None,
     num_parts: int = 1,

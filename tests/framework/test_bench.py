@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.counting import CountingExecutor, ask, core
+from pluribus import Step, StepResult
 from pluribus import config as conf
 from pluribus.bench.command import BenchConfig
 from pluribus.bench.engine import BenchEngine, Course, Measurement, quantile
 from pluribus.bench.stopwatch import ForwardPass, TimedNetwork
+from pluribus.bench.turns import TimedExecutor, Turn
 from pluribus.bench.workloads import WORKLOADS, fixed, mixed
 from pluribus.errors import ConfigError
 from pluribus.interfaces import KVStore, Network
@@ -55,6 +60,8 @@ def test_each_repeat_and_the_summary_are_a_line_of_json(tmp_path: Path) -> None:
         assert 0 < record["model_ms"]["p50"] < record["step_ms"]["p50"]
         assert 0 < record["choosing_ms"]["p50"] < record["step_ms"]["p50"]
         assert 0 < record["engine_ms"]["p50"] < record["step_ms"]["p99"]
+        assert record["engine_ms_a_pass"] == record["engine_ms"]
+        assert record["passes_a_step"] == 1
         assert 0 < record["tpot_ms"]["p50"] <= record["tpot_ms"]["p99"]
     assert summary["model"] == {"name": "opt-stories-14m", "parameters": 14187264}
     assert summary["config"]["batcher"]["name"] == "continuous"
@@ -152,8 +159,57 @@ def test_the_engines_own_time_is_what_the_model_does_not_take() -> None:
 
 def test_what_cannot_be_timed_is_null() -> None:
     report = Measurement(1.0, [Course(1.0, 1.0, 1)], [1.0], []).report()
-    for name in ("model_ms", "choosing_ms", "engine_ms", "tpot_ms"):
+    for name in ("model_ms", "choosing_ms", "engine_ms", "engine_ms_a_pass", "tpot_ms"):
         assert report[name] is None
+    assert report["passes_a_step"] is None
+
+
+def test_of_a_device_that_runs_ahead_the_host_has_what_it_does_not_wait() -> None:
+    turns = [Turn(1.0, 0.25, 1), Turn(2.0, 1.0, 4), Turn(2.5, 1.0, 2)]
+    measurement = Measurement(3.0, [Course(1.0, 3.0, 3)], [1.0, 1.0, 1.0], [], turns)
+    assert measurement.engine_seconds == [0.25, 0.5]
+    report = measurement.report()
+    assert report["engine_ms"] == {"p50": 500.0, "p99": 500.0}
+    assert report["engine_ms_a_pass"] == {"p50": 250.0, "p99": 250.0}
+    assert report["passes_a_step"] == 2.33
+    assert report["model_ms"] is None
+
+
+class WaitingExecutor(CountingExecutor):
+    """Waits a while for each result, and counts it."""
+
+    waited = 0.0
+
+    @property
+    def seconds_waited(self) -> float:
+        return self.waited
+
+    def submit(self, step: Step) -> Callable[[], StepResult]:
+        read = super().submit(step)
+
+        def wait() -> StepResult:
+            time.sleep(0.05)
+            self.waited += 0.05
+            return read()
+
+        return wait
+
+
+def test_turns_are_noted_as_results_are_read() -> None:
+    executor = WaitingExecutor()
+    executor.passes = 3
+    turns: list[Turn] = []
+    timed = TimedExecutor(executor, turns)
+    engine = core(timed)
+    engine.add(ask(1, max_tokens=5))
+    while engine.has_work:
+        engine.step()
+    assert timed.kv_shape is executor.kv_shape
+    assert [turn.passes for turn in turns] == [step.passes for step in executor.steps]
+    assert max(turn.passes for turn in turns) > 1
+    assert turns[-1].waited == pytest.approx(0.05 * len(turns))
+    seconds = [turn.seconds_since(before) for before, turn in itertools.pairwise(turns)]
+    assert all(each > 0 for each in seconds)
 
 
 def test_a_pass_lasts_until_its_last_logits() -> None:

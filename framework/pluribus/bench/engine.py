@@ -3,7 +3,8 @@
 It gets token ids over the channel that it has to the front. Where it is a thread of this
 process, what the network takes is timed where the engine calls it, and so is choosing tokens
 from its logits. What is left of a step is the engine's own: schedule, ledger, setting up what
-the network and the sampler do, reading tokens, handing them over.
+the network and the sampler do, reading tokens, handing them over. Of a device that replays what
+it was given, all that the host does is the engine's own, but for waiting for results.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from omegaconf import DictConfig
 
 from pluribus import runtime
 from pluribus.bench.stopwatch import ForwardPass, TimedModel
+from pluribus.bench.turns import TimedExecutor, Turn
 from pluribus.bench.workloads import Request, Workload
 from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
 from pluribus.engine.core import EngineCore
@@ -52,12 +54,14 @@ class Measurement:
         courses: of the requests, in their order.
         steps: seconds of each.
         passes: of the network, one for each step; none where they cannot be timed.
+        turns: of a device that runs ahead; none where there is no such device.
     """
 
     seconds: float
     courses: Sequence[Course]
     steps: Sequence[float]
     passes: Sequence[ForwardPass]
+    turns: Sequence[Turn] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -66,8 +70,23 @@ class Measurement:
 
     @property
     def engine_seconds(self) -> list[float]:
-        """What passed between the model's work for a step and its work for the next."""
-        return between(self.passes)
+        """The engine's own of each step but the first."""
+        if not self.turns:
+            return between(self.passes)
+        return [turn.seconds_since(before) for before, turn in itertools.pairwise(self.turns)]
+
+    @property
+    def engine_seconds_a_pass(self) -> list[float]:
+        """The same of each pass of a step."""
+        passes = [turn.passes for turn in self.turns[1:]] or [1] * len(self.engine_seconds)
+        return [seconds / count for seconds, count in zip(self.engine_seconds, passes, strict=True)]
+
+    @property
+    def passes_a_step(self) -> float | None:
+        """How many passes steps have had, on average; None where it is not known."""
+        if self.turns:
+            return round(sum(turn.passes for turn in self.turns) / len(self.turns), 2)
+        return 1.0 if self.passes else None
 
     def report(self) -> dict[str, Any]:
         """Return what there is to print."""
@@ -78,10 +97,12 @@ class Measurement:
             "output_tokens": self.num_tokens,
             "output_tokens_per_second": round(self.num_tokens / self.seconds, 2),
             "steps": len(self.steps),
+            "passes_a_step": self.passes_a_step,
             "step_ms": milliseconds(self.steps),
             "model_ms": milliseconds([p.ended - p.started for p in self.passes]),
             "choosing_ms": milliseconds([p.choosing for p in self.passes]),
             "engine_ms": milliseconds(self.engine_seconds),
+            "engine_ms_a_pass": milliseconds(self.engine_seconds_a_pass),
             "ttft_ms": milliseconds([course.first for course in courses]),
             "tpot_ms": milliseconds(decodes),
         }
@@ -129,7 +150,8 @@ class BenchEngine:
             )
         self._bos = self.parts.model.tokenizer().encode("")
         self._passes: list[ForwardPass] = []
-        self._host = _host(self.parts, plugins, self._passes)
+        self._turns: list[Turn] = []
+        self._host = _host(self.parts, plugins, self._passes, self._turns)
         self._runner = asyncio.Runner()
         self._ids = itertools.count()
 
@@ -191,6 +213,7 @@ class BenchEngine:
 
     async def _measure(self, requests: Sequence[Request], temperature: float) -> Measurement:
         self._passes.clear()
+        self._turns.clear()
         courses = {next(self._ids): Course() for _ in requests}
         times = [time.perf_counter()]
         for id_, request in zip(courses, requests, strict=True):
@@ -205,7 +228,9 @@ class BenchEngine:
             if not num_left:
                 break
         steps = [after - before for before, after in itertools.pairwise(times)]
-        return Measurement(times[-1] - times[0], [*courses.values()], steps, [*self._passes])
+        turns = [*self._turns]
+        passes = [] if turns else [*self._passes]  # few calls, if most work is replayed
+        return Measurement(times[-1] - times[0], [*courses.values()], steps, passes, turns)
 
     async def _outputs(self) -> AsyncIterator[Sequence[Output]]:
         """Yield what each step brings."""
@@ -229,17 +254,23 @@ def _record(outputs: Sequence[Output], courses: Mapping[int, Course], now: float
     return sum(output.finish_reason is not None for output in outputs)
 
 
-def _host(parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass]) -> EngineHost:
+def _host(
+    parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass], turns: list[Turn]
+) -> EngineHost:
     """Return a thread for a single rank; losing one of several must not end this process."""
     if parts.parallelism.world_size > 1:
         return ProcessHost(parts.config)
-    return ThreadHost(partial(timed_core, parts, plugins, passes))
+    return ThreadHost(partial(timed_core, parts, plugins, passes, turns))
 
 
 def timed_core(
-    parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass], progress: Progress
+    parts: runtime.Parts,
+    plugins: Plugins,
+    passes: list[ForwardPass],
+    turns: list[Turn],
+    progress: Progress,
 ) -> EngineCore:
-    """Return an engine on this thread that notes in ``passes`` what its model takes."""
+    """Return an engine on this thread whose model, or whose turns, are timed."""
     from pluribus.bench.timed_sampler import TimedSampler
     from pluribus.head import Head
     from pluribus.worker import Worker
@@ -247,7 +278,9 @@ def timed_core(
     timed = replace(parts, model=TimedModel(parts.model, passes))
     core = runtime.start(timed, plugins, progress, fail=logger.critical)
     worker = core.executor
-    if type(worker) is Worker:  # CUDA's runs ahead: there is no host time to tell apart
+    if type(worker) is Worker:
         sampler = TimedSampler(worker.state, passes)
         worker.head = Head(worker.network.logits, worker.state, sampler)
+        return core
+    core.executor = TimedExecutor(worker, turns)
     return core

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import SIZES
@@ -48,11 +47,11 @@ class Decoding:
             self._capture(key)
         self._ask(slots, size)
         self._rows.counter.zero_()
-        started = Arrival(self._rank.device)
+        started = self._rank.arrivals.mark()
         self._graphs.replay(key, passes)
         answers = self._rows.answers[:passes, : len(slots)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
-        ended = Arrival(self._rank.device)
+        ended = self._rank.arrivals.mark()
 
         def read() -> StepResult:
             ended.wait()

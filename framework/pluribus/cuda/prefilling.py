@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.packing import Column, PackedRows
 from pluribus.cuda.rank import Rank
@@ -70,7 +69,7 @@ class Prefilling:
         self._heads.replay(key)
         answers = self._rows.answers[0, : len(sampling)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
-        arrived = Arrival(self._rank.device)
+        arrived = self._rank.arrivals.mark()
 
         def read() -> StepResult:
             arrived.wait()

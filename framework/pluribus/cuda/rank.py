@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pluribus.cuda.arrival import Arrivals
 from pluribus.cuda.graphs import GraphPool
 from pluribus.cuda.sampler import CudaSampler
 from pluribus.cuda.state import CudaSlotState
@@ -23,3 +24,4 @@ class Rank:
     sampler: CudaSampler
     device: torch.device
     pool: GraphPool
+    arrivals: Arrivals

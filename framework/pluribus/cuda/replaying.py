@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 import torch
 
+from pluribus.cuda.arrival import Arrivals
 from pluribus.cuda.graphs import GraphPool
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sampler import CudaSampler
@@ -47,12 +48,16 @@ class ReplayingWorker(Worker):
         join: Join = stay_alone,
     ) -> None:
         super().__init__(network, store, spec, shape, device, join)
-        pool = GraphPool(device)
-        self.rank = Rank(network, store, self.state, self.sampler, device, pool)
+        shared = (GraphPool(device), Arrivals(device))
+        self.rank = Rank(network, store, self.state, self.sampler, device, *shared)
 
     @property
     def kernel_seconds(self) -> float:
         return self.rank.pool.kernel_seconds
+
+    @property
+    def seconds_waited(self) -> float:
+        return self.rank.arrivals.seconds_waited
 
     @property
     def lookahead(self) -> int:

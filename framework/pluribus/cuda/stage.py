@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 
-from pluribus.cuda.arrival import on_its_way
 from pluribus.cuda.replaying import Kind, ReplayingWorker, Result
 from pluribus.cuda.stage_decoding import StageDecoding
 from pluribus.interfaces import KVShape, ModelSpec, Network, Place
 from pluribus.interfaces.device_store import DeviceKVStore
+from pluribus.logits_plan import Outcome
 from pluribus.stages import stage_of
 from pluribus.step import Row, Step
 
@@ -35,12 +35,15 @@ class CudaStageWorker(ReplayingWorker):
         place: Place,
         dtype: torch.dtype,
     ) -> None:
-        width, tell = spec.hidden_size, partial(on_its_way, device=device)
-        join = partial(stage_of, place, hidden_size=width, dtype=dtype, tell=tell)
+        width = spec.hidden_size
+        join = partial(stage_of, place, hidden_size=width, dtype=dtype, tell=self._tell)
         super().__init__(network, store, spec, shape, device, join)
         with torch.inference_mode():
             self._decoding = StageDecoding(self.rank, place.share, width, dtype)
             self._decoding.capture()
+
+    def _tell(self, outcome: Outcome) -> Result:
+        return self.rank.arrivals.bring(outcome)
 
     def _pass_through(self, step: Step) -> Result:
         self.stage.begin(step)

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 
-from pluribus.cuda.arrival import on_its_way
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.replaying import Kind, ReplayingWorker, Result
@@ -51,11 +50,12 @@ class CudaWorker(ReplayingWorker):
 
     def _launch_all(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows as any worker does, once for each pass."""
-        arrivals = [
-            on_its_way(self._run([row._replace(start=row.start + at) for row in rows]), self.device)
+        bring = self.rank.arrivals.bring
+        reads = [
+            bring(self._run([row._replace(start=row.start + at) for row in rows]))
             for at in range(passes)
         ]
-        return lambda: _joined([read() for read in arrivals])
+        return lambda: _joined([read() for read in reads])
 
 
 def _joined(results: Sequence[StepResult]) -> StepResult:

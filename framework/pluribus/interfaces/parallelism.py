@@ -144,6 +144,11 @@ class Executor(ABC):
         """How many passes a step may have at this moment; see Step."""
         return 1
 
+    @property
+    def seconds_waited(self) -> float:
+        """Seconds that the host has waited for results so far, where that can be told."""
+        return 0.0
+
     @abstractmethod
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Start a step and return a function that waits for its result.

@@ -103,6 +103,10 @@ class RankProcesses(Executor):
     def max_passes(self) -> int:
         return self._first.max_passes
 
+    @property
+    def seconds_waited(self) -> float:
+        return self._first.seconds_waited
+
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Run the step on every rank; see Executor.submit."""
         for member in self._members:
