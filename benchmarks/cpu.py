@@ -27,7 +27,8 @@ import pluribus_opt
 from front import asking
 from http_client import Connection
 from pluribus import config as conf
-from pluribus.bench.engine import BenchEngine, between, timed_core
+from pluribus.bench.engine import BenchEngine, timed_core
+from pluribus.bench.measurement import between
 from pluribus.bench.stopwatch import ForwardPass
 from pluribus.bench.workloads import Lengths, Request, Workload, fixed
 from pluribus.engine.loop import EngineLoop

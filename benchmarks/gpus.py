@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pluribus_opt
 from pluribus import config as conf
-from pluribus.bench.engine import BenchEngine, Measurement
+from pluribus.bench.engine import BenchEngine
+from pluribus.bench.measurement import Measurement
 from pluribus.bench.workloads import fixed
 from pluribus.errors import PluribusError
 from pluribus.plugins import discover

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from http_client import Connection, Timed
-from pluribus.bench.engine import milliseconds
+from pluribus.bench.measurement import milliseconds
 from pluribus.bench.workloads import WORKLOADS, Request
 
 KEY_VARIABLE = "PLURIBUS_API_KEY"

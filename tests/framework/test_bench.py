@@ -20,7 +20,8 @@ from framework.counting import CountingExecutor, ask, core
 from pluribus import Step, StepResult
 from pluribus import config as conf
 from pluribus.bench.command import BenchConfig
-from pluribus.bench.engine import BenchEngine, Course, Measurement, quantile
+from pluribus.bench.engine import BenchEngine
+from pluribus.bench.measurement import Course, Measurement, quantile
 from pluribus.bench.stopwatch import ForwardPass, TimedNetwork
 from pluribus.bench.turns import TimedExecutor, Turn
 from pluribus.bench.workloads import WORKLOADS, fixed, mixed
