@@ -280,14 +280,9 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     phases, spec = Phases(), parts.model.spec
     num_local = seat.num_local * parts.replicas.replicas
     device = _device(parts.device, parts.replicas.replica * seat.num_local + seat.local_rank)
-    if device.type == "cpu":
-        _share_processors(num_local)
-    else:
-        torch.cuda.set_device(device)  # Triton and graphs know no other
+    _prepare(device, num_local)
     dtype = getattr(torch, parts.outline.dtype_on(device.type))
     needs = demand(parts.outline, seat.rank, device.type)
-    # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     meter = Meter(device)
     meter.note_taken("context", needs.context)
     place = parts.parallelism.place(needs.share, device, seat.rendezvous)
@@ -310,6 +305,18 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
     logger.info("rank %d on %s: %s", seat.rank, device, meter.report(needs.work))
     logger.info("rank %d is %s", seat.rank, told(phases.seconds))
     return worker
+
+
+def _prepare(device: torch.device, num_local: int) -> None:
+    """Set what is the whole process's."""
+    import torch
+
+    if device.type == "cpu":
+        _share_processors(num_local)
+    else:
+        torch.cuda.set_device(device)  # Triton and graphs know no other
+    # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _worker(

@@ -57,6 +57,11 @@ class GraphPool:
                 graph.capture_end()
         return graph.replay
 
+    def trim(self) -> None:
+        """Give back what running work before it was captured has left on the stream."""
+        if self._is_cuda:
+            torch.cuda.empty_cache()
+
 
 class Graphs(Generic[Key]):
     """Graphs of ``run``, one for each key that comes up.

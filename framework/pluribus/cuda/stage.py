@@ -41,6 +41,7 @@ class CudaStageWorker(ReplayingWorker):
         with torch.inference_mode():
             self._decoding = StageDecoding(self.rank, place.share, width, dtype)
             self._decoding.capture()
+        self.rank.pool.trim()
 
     def _tell(self, outcome: Outcome) -> Result:
         return self.rank.arrivals.bring(outcome)

@@ -32,6 +32,7 @@ class CudaWorker(ReplayingWorker):
             self._decoding.capture()
             self._prefilling = Prefilling(self.rank)
             self._prefilling.capture()
+        self.rank.pool.trim()
 
     @property
     def max_passes(self) -> int:
