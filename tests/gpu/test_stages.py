@@ -62,20 +62,19 @@ def test_stages_are_as_one_rank(num_stages: int, num_parts: int, lookahead: int)
 
 def test_a_pass_that_decodes_is_replayed_on_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = CudaStages(3)
-    replayed: list[tuple[int, bool]] = []
+    replayed: list[int] = []
     replay = Graphs.replay
 
-    def note(graphs: Graphs[tuple[int, bool]], key: tuple[int, bool], times: int = 1) -> None:
-        replayed.append(key)
-        replay(graphs, key, times)
+    def note(graphs: Graphs[int], size: int, times: int = 1) -> None:
+        replayed.append(size)
+        replay(graphs, size, times)
 
     monkeypatch.setattr(Graphs, "replay", note)
     generations = [ask(number, PROMPT[:3], GREEDY) for number in range(2)]
     generations.append(ask(2, PROMPT[:4], replace(SEEDED, top_k=5, top_p=0.9)))
     run(engine(stages, max_batch_tokens=64), generations)
-    # Prompts give each its first token; three rows run in a pass of four, and only the last
-    # stage needs to know that one of them is ranked.
-    assert replayed[:3] == [(4, False), (4, False), (4, True)]
+    # Prompts give each its first token; three rows run in a pass of four.
+    assert replayed[:3] == [4, 4, 4]
     num_passes = len(replayed) // 3
     assert num_passes == GREEDY.max_tokens - 1
 

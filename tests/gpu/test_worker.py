@@ -23,6 +23,7 @@ from gpu.tiny import (
 )
 from kernels.device import DEVICE
 from pluribus import FinishReason, Generation
+from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.graphs import Graphs
 
 MIXTURE = {
@@ -68,6 +69,31 @@ def expected() -> list[Generation]:
         alone(cuda if number >= len(MIXTURE) else cpu, generation)
         for number, generation in enumerate(asked())
     ]
+
+
+def test_what_decodes_beside_a_prompt_runs_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = Decoding.run
+
+    def note(decoding: Decoding, slots: tuple[int, ...], passes: int) -> Any:
+        decoded.append(len(slots))
+        return decode(decoding, slots, passes)
+
+    monkeypatch.setattr(Decoding, "run", note)
+    core = engine(TinyWorker())
+    first, second = ask(0, PROMPT[:3], GREEDY), ask(1, PROMPT[:5], SEEDED)
+    core.add(first)
+    core.step()
+    core.step()
+    assert decoded == [1]
+    core.add(second)
+    core.step()
+    assert decoded == [1]
+    core.step()
+    assert decoded == [1, 2]
+    run(core, [])
+    for generation in (first, second):
+        assert_same(generation, alone(cpu_worker(), generation))
 
 
 @pytest.mark.parametrize(("passes", "lookahead"), [(1, 0), (4, 1)], ids=["plain", "ahead"])

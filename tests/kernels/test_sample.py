@@ -50,7 +50,6 @@ def run(
         slots,
         position.to(DEVICE),
         choices,
-        is_ranked=any(each.top_k and each.top_p < 1 for each in options),
         num_blocks=num_blocks,
     )
     return tokens.tolist()
@@ -107,9 +106,16 @@ def test_greedy_takes_the_first_of_the_likeliest() -> None:
         assert run(rows, [GREEDY] * 3, seed, position) == greedy(rows).tolist() == [1, 0, 209]
 
 
-@pytest.mark.parametrize("options", [Options(), Options(top_p=0.7), Options(top_k=5)], ids=str)
-def test_half_precision_logits_give_what_they_give_in_single(options: Options) -> None:
-    logits, (seed, position) = some_rows(6).half(), keys(6)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [Options(), Options(top_p=0.7), Options(top_k=5), Options(top_k=5, top_p=0.9)],
+    ids=str,
+)
+def test_half_precision_logits_give_what_they_give_in_single(
+    options: Options, dtype: torch.dtype
+) -> None:
+    logits, (seed, position) = some_rows(6).to(dtype), keys(6)
     tokens = run(logits, [options] * 6, seed, position)
     assert tokens == run(logits.float(), [options] * 6, seed, position)
 

@@ -30,25 +30,22 @@ class Decoding:
         self._rows.asked.fill_(self._padding)
         self._asked: tuple[int, ...] = ()
         self._sizes = sizes_up_to(self._padding, SIZES)
-        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, rank.pool)
+        self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self.max_passes = 1
 
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):
-            self._capture((size, False))
+            self._capture(size)
 
     def run(self, slots: tuple[int, ...], passes: int) -> Callable[[], StepResult]:
         """Run passes of these slots; return a function that waits for their tokens."""
         size = bucket(self._sizes, len(slots))
         assert size is not None, f"{len(slots)} rows where there are {self._padding} slots"
-        key = (size, self._rank.sampler.is_ranked(slots))
-        if key not in self._graphs:
-            self._capture(key)
         self._ask(slots, size)
         self._rows.counter.zero_()
         started = self._rank.arrivals.mark()
-        self._graphs.replay(key, passes)
+        self._graphs.replay(size, passes)
         answers = self._rows.answers[:passes, : len(slots)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
         ended = self._rank.arrivals.mark()
@@ -61,11 +58,11 @@ class Decoding:
 
         return read
 
-    def _capture(self, key: tuple[int, bool]) -> None:
+    def _capture(self, size: int) -> None:
         """Capture a pass; that runs one, which no text may see."""
-        self._ask((), key[0])
+        self._ask((), size)
         self._rows.counter.zero_()
-        self._graphs.capture(key)
+        self._graphs.capture(size)
 
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""
@@ -75,13 +72,11 @@ class Decoding:
             self._rows.asked[:size] = column
             self._asked = asked + self._asked[size:]
 
-    def _run_pass(self, key: tuple[int, bool]) -> None:
-        num_rows, is_ranked = key
+    def _run_pass(self, num_rows: int) -> None:
         network, store = self._rank.network, self._rank.store
         rows, texts = self._rows.first(num_rows), self._rank.state.texts
         begin_pass(texts, rows)
         store.begin_decode(rows.slots, rows.positions)
         x = network(network.embed(rows.tokens, rows.positions), store)
-        following = rows.positions + 1
-        chosen = self._rank.sampler.draw(network.logits(x), rows.slots, following, is_ranked)
+        chosen = self._rank.sampler.draw(network.logits(x), rows.slots, rows.positions + 1)
         end_pass(texts, rows, chosen)

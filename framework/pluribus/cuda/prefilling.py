@@ -34,7 +34,7 @@ class Prefilling:
         self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
         self._ends: Tensor | None = None
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
-        self._heads: Graphs[tuple[int, bool]] = Graphs(self._run_head, rank.pool)
+        self._heads: Graphs[int] = Graphs(self._run_head, rank.pool)
 
     def capture(self) -> None:
         """Capture what is likely to be wanted first."""
@@ -42,7 +42,7 @@ class Prefilling:
             self._pad(num_tokens)
             self._layers.capture(num_tokens)
         for size in reversed(self._row_sizes):
-            self._heads.capture((size, False))
+            self._heads.capture(size)
 
     def fits(self, num_tokens: int) -> bool:
         """Return whether a pass of so many tokens can be replayed."""
@@ -63,10 +63,7 @@ class Prefilling:
             return lambda: StepResult(())
         size = bucket(self._row_sizes, len(sampling))
         assert size is not None
-        key = (size, self._rank.sampler.is_ranked([rows[index].slot for index in sampling]))
-        if key not in self._heads:
-            self._heads.capture(key)
-        self._heads.replay(key)
+        self._heads.replay(size)
         answers = self._rows.answers[0, : len(sampling)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
         arrived = self._rank.arrivals.mark()
@@ -117,12 +114,11 @@ class Prefilling:
         self._rows.slots[: layout.num_rows] = row_slots
         self._rows.positions[: layout.num_rows] = row_positions
 
-    def _run_head(self, key: tuple[int, bool]) -> None:
-        num_rows, is_ranked = key
+    def _run_head(self, num_rows: int) -> None:
         assert self._ends is not None, "there is nothing to sample from before the layers have run"
         rows = self._rows.first(num_rows)
         logits = self._rank.network.logits(self._ends[:num_rows])
-        chosen = self._rank.sampler.draw(logits, rows.slots, rows.positions + 1, is_ranked)
+        chosen = self._rank.sampler.draw(logits, rows.slots, rows.positions + 1)
         end_pass(self._rank.state.texts, rows, chosen)
 
 

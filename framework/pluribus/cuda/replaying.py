@@ -77,7 +77,7 @@ class ReplayingWorker(Worker):
         self, rows: Sequence[Row], run: Callable[[Kind, Sequence[Row]], Result]
     ) -> Result:
         """Run each group of rows; return what waits for all their results."""
-        kinds = [self._kind(row) for row in rows]
+        kinds = self._kinds(rows)
         groups: dict[Kind, list[Row]] = {}
         for row, kind in zip(rows, kinds, strict=True):
             groups.setdefault(kind, []).append(row)
@@ -85,6 +85,16 @@ class ReplayingWorker(Worker):
         if len(results) == 1:
             return results[kinds[0]]
         return lambda: _merged(rows, kinds, {kind: read() for kind, read in results.items()})
+
+    def _kinds(self, rows: Sequence[Row]) -> list[Kind]:
+        """Return how each row is run: what decodes beside prompts is one of them.
+
+        Apart from each other they would read all weights twice.
+        """
+        kinds = [self._kind(row) for row in rows]
+        if Kind.PREFILLED in kinds:
+            return [Kind.PREFILLED if kind is Kind.DECODED else kind for kind in kinds]
+        return kinds
 
     def _kind(self, row: Row) -> Kind:
         if self.state.is_special[row.slot]:

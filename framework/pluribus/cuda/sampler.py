@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,7 @@ class CudaSampler(Sampler):
     def choose(self, logits: Tensor, following: NextTokens) -> Tensor:
         """Return a token for each row, [num_rows], and write it into its slot's text."""
         logits = self._all_adjusted(logits, following)
-        is_ranked = self.is_ranked(following.owners)
-        tokens = self.draw(logits, following.slots, following.position, is_ranked)
+        tokens = self.draw(logits, following.slots, following.position)
         self.append(tokens, following.slots, following.position)
         return tokens
 
@@ -33,15 +30,10 @@ class CudaSampler(Sampler):
         texts.tokens[slots, positions] = tokens
         texts.position[slots] = positions
 
-    def draw(self, logits: Tensor, slots: Tensor, positions: Tensor, is_ranked: bool) -> Tensor:
+    def draw(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Return a token for each row; see ``pluribus.kernels.sample``."""
         num_ids, choices = self.slots.num_token_ids, self.slots.choices
-        return sample(logits, num_ids, slots, positions, choices, is_ranked=is_ranked)
-
-    def is_ranked(self, owners: Sequence[int]) -> bool:
-        """Return whether any of the slots has both ``top_k`` and ``top_p``."""
-        is_ranked = self.slots.is_ranked
-        return any(is_ranked[slot] for slot in owners)
+        return sample(logits, num_ids, slots, positions, choices)
 
     def _all_adjusted(self, logits: Tensor, following: NextTokens) -> Tensor:
         adjusted = logits

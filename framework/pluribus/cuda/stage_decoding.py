@@ -38,22 +38,20 @@ class StageDecoding:
         self._chosen = torch.zeros(num_rows, dtype=torch.int64, device=rank.device)
         self._last = torch.arange(num_rows, device=rank.device)
         self._sizes = sizes_up_to(num_rows, SIZES)
-        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._run_pass, rank.pool)
-        self._key = (0, False)
+        self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
+        self._size = 0
 
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):
-            self._capture((size, False))
+            self._capture(size)
 
     def begin(self, rows: Sequence[Row]) -> Task:
         """Start a pass: tell the device which rows it has."""
         num_rows, slots = len(rows), [row.slot for row in rows]
         size = bucket(self._sizes, num_rows)
         assert size is not None, f"{num_rows} rows where there are {self._padding} slots"
-        self._key = (size, self._share.is_last and self._rank.sampler.is_ranked(slots))
-        if self._key not in self._graphs:
-            self._capture(self._key)
+        self._size = size
         num_padding = size - num_rows
         positions = [row.start for row in rows]
         [column] = upload(
@@ -75,22 +73,21 @@ class StageDecoding:
         hidden = self._hidden[: len(x)]
         if not self._share.is_first:
             hidden.copy_(x)
-        self._graphs.replay(self._key)
+        self._graphs.replay(self._size)
         return hidden if self._share.is_last else hidden.clone()  # what is sent must not change
 
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
         """Return the tokens that the last stage has chosen."""
         return Outcome(task.plan, self._chosen[: len(hidden)].clone(), None, None)
 
-    def _capture(self, key: tuple[int, bool]) -> None:
+    def _capture(self, size: int) -> None:
         """Capture a pass; that runs one, which no text may see."""
         slots, positions = self._columns
         slots.fill_(self._padding)
         positions.zero_()
-        self._graphs.capture(key)
+        self._graphs.capture(size)
 
-    def _run_pass(self, key: tuple[int, bool]) -> None:
-        num_rows, is_ranked = key
+    def _run_pass(self, num_rows: int) -> None:
         network, store, sampler = self._rank.network, self._rank.store, self._rank.sampler
         slots, positions = self._columns[:, :num_rows]
         hidden = self._hidden[:num_rows]
@@ -103,6 +100,6 @@ class StageDecoding:
             hidden.copy_(x)
             return
         following = positions + 1
-        chosen = sampler.draw(network.logits(x), slots, following, is_ranked)
+        chosen = sampler.draw(network.logits(x), slots, following)
         sampler.append(chosen, slots, following)
         self._chosen[:num_rows] = chosen

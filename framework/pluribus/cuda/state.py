@@ -25,7 +25,6 @@ class CudaSlotState(SlotState):
 
     Attributes:
         padding: the slot that pads.
-        is_ranked: of each slot, whether it has both ``top_k`` and ``top_p``.
         is_special: of each slot, whether choosing its tokens takes more than the sampling kernel.
     """
 
@@ -33,7 +32,6 @@ class CudaSlotState(SlotState):
         num_slots = shape.num_slots + 1
         self.padding = shape.num_slots
         self.is_special = [False] * num_slots
-        self.is_ranked = [False] * num_slots
         super().__init__(replace(shape, num_slots=num_slots), num_token_ids, device)
         # One row of each table for a parameter, so that a step's admissions are a write each.
         self._floats = torch.zeros(6, num_slots, device=device)
@@ -50,7 +48,6 @@ class CudaSlotState(SlotState):
         for admission in admissions:
             self.note(admission)
             params, needs = admission.params, self.needs[admission.slot]
-            self.is_ranked[admission.slot] = bool(needs & Needs.RANKS) and params.top_p < 1
             self.is_special[admission.slot] = bool(needs & ADJUSTED) or params.wants_logprobs
         floats = np.array([_floats(each.params) for each in admissions], np.float32)
         ints = np.array([_ints(each) for each in admissions], np.int64)

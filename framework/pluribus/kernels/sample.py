@@ -2,8 +2,8 @@
 
 The method is that of ``pluribus.sampling.choose``: an exponential race among blocks of ids, then
 inside the block that won, again among the likelier ids for as long as ``top_p`` refuses the winner;
-with the same noise, so the same seed chooses the same token. ``top_k`` comes first and leaves the
-race fewer ids to begin with; they are found by counting the digits of the logits, not by sorting.
+with the same noise, so the same seed chooses the same token. Beside ``top_p``, ``top_k`` comes
+first and leaves the race fewer ids; the last of them is found by counting, not by sorting.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ GAMMA = tl.constexpr(-7046029254386353131)
 IDS = tl.constexpr(BLOCK)
 LOG2_E = tl.constexpr(1.4426950408889634)
 """exp(x) is exp2(x * LOG2_E), which the hardware has."""
-DIGIT = tl.constexpr(5)
-"""Bits of a digit; more would make counting dearer, fewer would make it take more passes."""
-NUM_DIGITS = tl.constexpr(1 << 5)
-NUM_PLACES = tl.constexpr(7)
+
+
+NUM_DIGITS = {torch.float32: 16, torch.float16: 10, torch.bfloat16: 8}
+"""Of two bits each, that tell a dtype's numbers apart in the bits of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,6 @@ def sample(
     positions: Tensor,
     choices: Choices,
     *,
-    is_ranked: bool,
     num_blocks: int = 64,
     num_warps: int = 8,
 ) -> Tensor:
@@ -65,7 +64,6 @@ def sample(
         slots: of each row, int64, [num_rows].
         positions: of the token to be chosen in its slot's text, int64, [num_rows].
         choices: by slot.
-        is_ranked: whether any row has both ``top_k`` and ``top_p``; it costs the others too.
         num_blocks: of ids that a program goes through at a time.
         num_warps: of a program.
     """
@@ -83,7 +81,7 @@ def sample(
         choices.seed,
         tokens,
         BLOCKS=min(num_blocks, triton.next_power_of_2(triton.cdiv(num_ids, BLOCK))),
-        RANKED=is_ranked,
+        SPARE=32 - 2 * NUM_DIGITS[logits.dtype],
         num_warps=num_warps,
         **early(logits),
     )
@@ -93,7 +91,7 @@ def sample(
 @triton.jit
 def _sample(
     logits, row_stride, num_ids, slots, positions, temperatures, top_ks, top_ps, min_ps, seeds,
-    tokens, BLOCKS: tl.constexpr, RANKED: tl.constexpr, EARLY: tl.constexpr,
+    tokens, BLOCKS: tl.constexpr, SPARE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     row = tl.program_id(0)
@@ -105,7 +103,7 @@ def _sample(
         token = _race(
             logits, num_ids, highest, LOG2_E / temperature, tl.load(min_ps + slot),
             tl.load(top_ks + slot).to(tl.int32), tl.load(top_ps + slot), tl.load(seeds + slot),
-            tl.load(positions + row), BLOCKS, RANKED,
+            tl.load(positions + row), BLOCKS, SPARE,
         )  # fmt: skip
     tl.store(tokens + row, token.to(tl.int64))
 
@@ -128,19 +126,18 @@ def _likeliest(logits, num_ids, BLOCKS: tl.constexpr):
 @triton.jit
 def _race(
     logits, num_ids, highest, coldness, least, top_k, top_p, seed, position,
-    BLOCKS: tl.constexpr, RANKED: tl.constexpr,
+    BLOCKS: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
     """Return the id that wins; refused by top_k or top_p, it is run again among likelier ids."""
     if (top_k == 0) | (top_k > num_ids):
         top_k = num_ids
-    key = -0x80000000
-    spare = num_ids
+    least_key = -0x80000000
+    last_id = num_ids
     most = top_k
-    if RANKED:  # noqa: SIM102 - one is for the compiler, one for the program
+    if (top_k < num_ids) & (top_p < 1):
         # top_p counts what top_k leaves, so that has to be known first.
-        if (top_k < num_ids) & (top_p < 1):
-            key, spare = _kth(logits, num_ids, top_k, BLOCKS)
-            most = num_ids
+        least_key, last_id = _last_of(logits, num_ids, top_k, BLOCKS, SPARE)
+        most = num_ids
     is_cut = (top_p < 1) | (most < num_ids)
     # What is above the bound races; of equals, ids before the bounding one.
     bound = -1.0
@@ -151,8 +148,8 @@ def _race(
     is_chosen = False
     while not is_chosen:
         whole, mass, count, block = _race_of_blocks(
-            logits, num_ids, highest, coldness, least, key, spare, bound, bound_id,
-            attempt, seed, position, BLOCKS, RANKED,
+            logits, num_ids, highest, coldness, least, least_key, last_id, bound, bound_id,
+            attempt, seed, position, BLOCKS, SPARE,
         )  # fmt: skip
         if (attempt == 0) & (top_p < 1):
             limit = top_p * whole
@@ -160,8 +157,8 @@ def _race(
             is_chosen = True
         else:
             token, bound = _race_inside(
-                logits, num_ids, highest, coldness, least, key, spare, bound, bound_id,
-                block, attempt, seed, position, RANKED,
+                logits, num_ids, highest, coldness, least, least_key, last_id, bound, bound_id,
+                block, attempt, seed, position, SPARE,
             )  # fmt: skip
             bound_id = token
             is_chosen = not is_cut
@@ -171,8 +168,8 @@ def _race(
 
 @triton.jit
 def _race_of_blocks(
-    logits, num_ids, highest, coldness, least, key, spare, bound, bound_id,
-    attempt, seed, position, BLOCKS: tl.constexpr, RANKED: tl.constexpr,
+    logits, num_ids, highest, coldness, least, least_key, last_id, bound, bound_id,
+    attempt, seed, position, BLOCKS: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
     """Return the weight of all, the weight and number of who races, and the block that wins."""
     line = tl.arange(0, BLOCKS)
@@ -182,19 +179,12 @@ def _race_of_blocks(
     counts = tl.zeros((BLOCKS,), tl.int32)
     best = tl.full((BLOCKS,), -1.0, tl.float32)
     winner = tl.zeros((BLOCKS,), tl.int32)
-    num_equal = 0
     for first in range(0, tl.cdiv(num_ids, IDS), BLOCKS):
         block = first + line
         id_ = block[:, None] * IDS + column[None, :]
         value = tl.load(logits + id_, mask=id_ < num_ids, other=float("-inf")).to(tl.float32)
         weight = tl.exp2((value - highest) * coldness)
-        if RANKED:
-            # Of ids as likely as the last that top_k admits, the first ones are in.
-            equal = ((_key(value) == key) & (id_ < num_ids)).to(tl.int32)
-            each = tl.sum(equal, 1)
-            rank = num_equal + (tl.cumsum(each, 0) - each)[:, None] + tl.cumsum(equal, 1) - equal
-            num_equal += tl.sum(each, 0)
-            weight = tl.where((_key(value) > key) | ((equal > 0) & (rank < spare)), weight, 0.0)
+        weight = tl.where(_is_in(value, id_, least_key, last_id, SPARE), weight, 0.0)
         wholes += tl.sum(weight, 1)
         races = _is_racing(weight, id_, least, bound, bound_id)
         sums = tl.sum(tl.where(races, weight, 0.0), 1)
@@ -210,22 +200,15 @@ def _race_of_blocks(
 
 @triton.jit
 def _race_inside(
-    logits, num_ids, highest, coldness, least, key, spare, bound, bound_id,
-    block, attempt, seed, position, RANKED: tl.constexpr,
+    logits, num_ids, highest, coldness, least, least_key, last_id, bound, bound_id,
+    block, attempt, seed, position, SPARE: tl.constexpr,
 ):  # fmt: skip
     """Return the id that wins inside a block, and its weight."""
     column = tl.arange(0, IDS)
     id_ = block * IDS + column
     value = tl.load(logits + id_, mask=id_ < num_ids, other=float("-inf")).to(tl.float32)
     weight = tl.exp2((value - highest) * coldness)
-    if RANKED:
-        before = 0
-        for other in range(block):
-            earlier = tl.load(logits + other * IDS + column).to(tl.float32)
-            before += tl.sum((_key(earlier) == key).to(tl.int32), 0)
-        equal = ((_key(value) == key) & (id_ < num_ids)).to(tl.int32)
-        rank = before + tl.cumsum(equal, 0) - equal
-        weight = tl.where((_key(value) > key) | ((equal > 0) & (rank < spare)), weight, 0.0)
+    weight = tl.where(_is_in(value, id_, least_key, last_id, SPARE), weight, 0.0)
     weight = tl.where(_is_racing(weight, id_, least, bound, bound_id), weight, 0.0)
     race = weight / _exponential(seed, position, 2 * attempt + 1, column)
     token = tl.min(tl.where(race == tl.max(race, 0), id_, num_ids), 0)
@@ -240,36 +223,75 @@ def _is_racing(weight, id_, least, bound, bound_id):
 
 
 @triton.jit
-def _kth(logits, num_ids, k, BLOCKS: tl.constexpr):
-    """Return the key of the k-th highest logit, and how many as high are among the first k.
-
-    The key is found digit by digit, each by counting how many candidates have which.
-    """
-    inside = tl.arange(0, BLOCKS * IDS)
-    digit = tl.arange(0, NUM_DIGITS)
-    known = tl.zeros((), tl.int64)
-    left = k
-    for place in tl.static_range(NUM_PLACES - 1, -1, -1):
-        counts = tl.zeros((NUM_DIGITS,), tl.int32)
-        for start in range(0, num_ids, BLOCKS * IDS):
-            id_ = start + inside
-            value = tl.load(logits + id_, mask=id_ < num_ids, other=0.0).to(tl.float32)
-            key = _key(value).to(tl.int64) + 0x80000000
-            is_candidate = (id_ < num_ids) & ((key >> (DIGIT * place + DIGIT)) == known)
-            here = ((key >> (DIGIT * place)) & (NUM_DIGITS - 1)).to(tl.int32)
-            counts += tl.histogram(here, NUM_DIGITS, mask=is_candidate)
-        from_here = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
-        found = tl.max(tl.where(from_here >= left, digit, 0), 0)
-        left -= tl.sum(tl.where(digit > found, counts, 0), 0)
-        known = (known << DIGIT) | found
-    return (known - 0x80000000).to(tl.int32), left
+def _is_in(value, id_, least_key, last_id, SPARE: tl.constexpr):
+    """Return whether ids are among those that top_k admits; of equals, the first ones are."""
+    key = _key(value, SPARE)
+    return (key > least_key) | ((key == least_key) & (id_ <= last_id))
 
 
 @triton.jit
-def _key(value):
-    """Return int32 in the order of float32."""
+def _last_of(logits, num_ids, k, BLOCKS: tl.constexpr, SPARE: tl.constexpr):
+    """Return the key of the k-th highest logit, and the last id with it among the first k."""
+    key = -(1 << (31 - SPARE))
+    for place in tl.static_range(30 - SPARE, -1, -2):
+        key = _next_digit(logits, num_ids, k, key, 1 << place, BLOCKS, SPARE)
+    num_above = _count(logits, num_ids, key + 1, key + 1, num_ids, BLOCKS, SPARE)
+    first = 0
+    last_id = num_ids - 1
+    if _count(logits, num_ids, key, key + 1, last_id, BLOCKS, SPARE) > k:
+        while first < last_id:
+            middle = (first + last_id) // 2
+            num_equal = _count(logits, num_ids, key, key + 1, middle, BLOCKS, SPARE) - num_above
+            is_enough = num_equal >= k - num_above
+            first = tl.where(is_enough, first, middle + 1)
+            last_id = tl.where(is_enough, middle, last_id)
+    return key, last_id
+
+
+@triton.jit
+def _next_digit(
+    logits, num_ids, k, key, step, BLOCKS: tl.constexpr, SPARE: tl.constexpr
+):  # fmt: skip
+    """Return the highest of key and three steps above it that k logits reach."""
+    first = key + step
+    second = first + step
+    third = second + step
+    inside = tl.arange(0, BLOCKS * IDS)
+    one = tl.zeros((BLOCKS * IDS,), tl.int32)
+    two = tl.zeros((BLOCKS * IDS,), tl.int32)
+    three = tl.zeros((BLOCKS * IDS,), tl.int32)
+    for start in range(0, num_ids, BLOCKS * IDS):
+        id_ = start + inside
+        value = tl.load(logits + id_, mask=id_ < num_ids, other=float("-inf")).to(tl.float32)
+        reached = tl.where(id_ < num_ids, _key(value, SPARE), key)
+        one += (reached >= first).to(tl.int32)
+        two += (reached >= second).to(tl.int32)
+        three += (reached >= third).to(tl.int32)
+    digit = (tl.sum(one, 0) >= k).to(tl.int32) + (tl.sum(two, 0) >= k).to(tl.int32)
+    return key + step * (digit + (tl.sum(three, 0) >= k).to(tl.int32))
+
+
+@triton.jit
+def _count(
+    logits, num_ids, key, above, last_id, BLOCKS: tl.constexpr, SPARE: tl.constexpr
+):  # fmt: skip
+    """Return how many logits reach a key up to an id, or are above it wherever they are."""
+    inside = tl.arange(0, BLOCKS * IDS)
+    counts = tl.zeros((BLOCKS * IDS,), tl.int32)
+    for start in range(0, num_ids, BLOCKS * IDS):
+        id_ = start + inside
+        value = tl.load(logits + id_, mask=id_ < num_ids, other=float("-inf")).to(tl.float32)
+        reached = _key(value, SPARE)
+        counted = (reached >= above) | ((reached >= key) & (id_ <= last_id))
+        counts += (counted & (id_ < num_ids)).to(tl.int32)
+    return tl.sum(counts, 0)
+
+
+@triton.jit
+def _key(value, SPARE: tl.constexpr):
+    """Return int32 in the order of float32, less the last bits, that tell nothing."""
     bits = value.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SPARE
 
 
 @triton.jit
