@@ -42,7 +42,7 @@ def quantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight as plain numbers of a dtype, computed in float32."""
-    return (weight.float() * scale.unsqueeze(1)).to(dtype)
+    return weight.float().mul_(scale.unsqueeze(1)).to(dtype)
 
 
 def scaled_linear(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +18,8 @@ from pluribus.units import format_bytes
 if TYPE_CHECKING:
     from pluribus_opt.parts import Part
 
-NUMBERS_AT_ONCE = 2**20
-"""Numbers of a tensor that are there in full at a time."""
+NUMBERS_AT_ONCE: Mapping[str, int] = MappingProxyType({"cpu": 2**19, "cuda": 2**22})
+"""Numbers of a tensor that are on a device in full at a time."""
 
 Read = Callable[[tuple[slice, ...], Tensor], None]
 """Copies a piece of a checkpoint's tensor into a tensor of its shape."""
@@ -84,8 +85,12 @@ class Scaled:
         other.
         """
         rows, columns = part.index
-        loss = torch.zeros((), device=part.target.device)
-        for some in _chunks(len(part.target), part.shape[1]):
+        device = part.target.device
+        loss = torch.zeros((), device=device)
+        # As many rows at a time on all ranks that have a piece of each.
+        step = max(1, NUMBERS_AT_ONCE[device.type] // part.shape[1])
+        for start in range(0, len(part.target), step):
+            some = slice(start, min(start + step, len(part.target)))
             numbers = part.target[some]
             values = torch.empty_like(numbers, dtype=dtype)
             read((slice(rows.start + some.start, rows.start + some.stop), columns), values)
@@ -99,18 +104,15 @@ class Scaled:
         self.quantizer.note(part.name, part.target, float(loss))
 
     def _quantize(self, values: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:
-        """Fill numbers and scale; return the largest part of a row's norm that is lost."""
-        dtype = numbers.dtype
-        largest = values.abs().amax(1) if values.shape[1] else values.new_zeros(len(values))
-        scale.copy_(scale_for(self.sharing.all_largest(largest), dtype))
-        numbers.copy_(quantize(values, scale, dtype))
-        lost = values - dequantize(numbers, scale, torch.float32)
+        """Fill numbers and scale; return the largest part of a row's norm that is lost.
+
+        Nothing of ``values`` is left.
+        """
+        largest = values.new_zeros(len(values))
+        if values.shape[1]:
+            largest = torch.maximum(values.amax(1), -values.amin(1))
+        scale.copy_(scale_for(self.sharing.all_largest(largest), numbers.dtype))
         norms = torch.linalg.vector_norm(values, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.amax(torch.linalg.vector_norm(lost, dim=1) / norms, 0)
-
-
-def _chunks(num_rows: int, whole_width: int) -> Iterator[slice]:
-    """Yield runs of rows, the same on all ranks that have a piece of each."""
-    step = max(1, NUMBERS_AT_ONCE // whole_width)
-    for start in range(0, num_rows, step):
-        yield slice(start, min(start + step, num_rows))
+        numbers.copy_(quantize(values, scale, numbers.dtype))
+        values -= dequantize(numbers, scale, torch.float32)
+        return torch.amax(torch.linalg.vector_norm(values, dim=1) / norms, 0)

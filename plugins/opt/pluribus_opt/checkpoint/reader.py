@@ -106,6 +106,7 @@ class Checkpoint:
         for part, size in in_order:
             stored = self._stored[part.name]
             part.fill(stored.dtype, stored.copy)
+            stored.forget(part.index)
             done += size
             progress(done, total)
 
