@@ -20,6 +20,8 @@ LARGEST: Mapping[torch.dtype, float] = MappingProxyType(
 
 BLOCK = 2**19
 """Weights that a CPU makes plain at a time: what its caches hold."""
+ROWS = 256
+"""Rows that it multiplies with them at a time, so that sums in float32 take little memory."""
 
 
 def scale_for(largest: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,18 +51,26 @@ def scaled_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, relu: bool
 ) -> Tensor:
     """Return what ``ops.scaled_linear`` does, on a CPU, with sums in float32."""
+    y = x.new_empty(len(x), len(weight))
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        product = _product(x[rows].float(), weight).mul_(scale.unsqueeze(1))
+        if bias is not None:
+            product += bias.unsqueeze(1)
+        y[rows] = (product.relu_() if relu else product).t()
+    return y
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``weight x^T``, some of the weight made plain at a time."""
     num_outputs, num_inputs = weight.shape
-    inputs = x.float().t()
-    y = inputs.new_empty(num_outputs, len(x))
+    product = x.new_empty(num_outputs, len(x))
     step = max(1, BLOCK // max(1, num_inputs))
-    plain = inputs.new_empty(min(step, num_outputs), num_inputs)
+    plain = x.new_empty(min(step, num_outputs), num_inputs)
     for start in range(0, num_outputs, step):
         block = weight[start : start + step]
-        torch.mm(_read(block, plain[: len(block)]), inputs, out=y[start : start + step])
-    y *= scale.unsqueeze(1)
-    if bias is not None:
-        y += bias.unsqueeze(1)
-    return (y.relu_() if relu else y).t().to(x.dtype).contiguous()
+        torch.mm(_read(block, plain[: len(block)]), x.t(), out=product[start : start + step])
+    return product
 
 
 def _read(weight: Tensor, plain: Tensor) -> Tensor:

@@ -316,7 +316,7 @@ def test_a_row_of_zeros_stays_one(weights: str) -> None:
 @every_format
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "plain"])
-@pytest.mark.parametrize("num_rows", [0, 1, 5, 70])
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 70, 300])
 @pytest.mark.parametrize("shape", [(40, 24), (1000, 300), (5, 0)], ids=str)
 def test_a_product_on_a_cpu_is_torchs(
     shape: tuple[int, int], num_rows: int, has_bias: bool, relu: bool, weights: str
