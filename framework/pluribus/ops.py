@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluribus import quantized
 from pluribus.packed import packed_linear
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -31,6 +32,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
         return packed_linear(x, weight, bias, relu=relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
+
+
+def scaled_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    relu: bool = False,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    """Return ``x weight^T`` times ``scale``, plus ``bias``, after ReLU if asked for.
+
+    Args:
+        x: [num_rows, in_features].
+        weight: [out_features, in_features], quantised.
+        scale: [out_features], float32.
+        bias: [out_features].
+        relu: whether negative outputs become 0.
+        scratch: room for the weight in x's dtype, which a CUDA device needs. Whatever runs there
+            one after another may share it.
+    """
+    if not x.is_cuda:
+        return quantized.scaled_linear(x, weight, scale, bias, relu=relu)
+    from pluribus.kernels.quantized import dequantize, few_rows_config, few_rows_linear
+
+    if x.dtype in HALVES and (config := few_rows_config(len(x), *weight.shape)):
+        return few_rows_linear(x, weight, scale, bias, relu=relu, config=config)
+    assert scratch is not None, "there is nowhere to make a weight plain"
+    plain = scratch[: weight.numel()].view(weight.shape)
+    dequantize(weight, scale, plain)
+    return linear(x, plain, bias, relu=relu)
 
 
 def add_layer_norm(

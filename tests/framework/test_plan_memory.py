@@ -58,8 +58,9 @@ def test_keys_and_values_take_what_is_planned(cache: str, memory: str) -> None:
     assert planned <= 33_333_333
 
 
-def test_weights_take_what_is_planned() -> None:
-    chosen = parts("cache.kv.memory=20MiB")
+@pytest.mark.parametrize("weights", ["null", "int8"])
+def test_weights_take_what_is_planned(weights: str) -> None:
+    chosen = parts("cache.kv.memory=20MiB", f"model.weights={weights}")
     network = cast(OPTDecoder, start(chosen).network)
     weights = sum(parameter.nbytes for parameter in network.parameters())
     assert network.head is not None
@@ -104,11 +105,15 @@ def largest_steps(worker: Worker, num_texts: int, length: int) -> None:
 
 
 @pytest.mark.parametrize(("num_texts", "length"), [(2, 1000), (64, 31)], ids=["long", "many"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [("float32", "null"), ("bfloat16", "null"), ("float32", "int8"), ("bfloat16", "int8")],
+)
 def test_no_step_takes_more_work_space_than_is_planned(
-    num_texts: int, length: int, dtype: str
+    num_texts: int, length: int, dtype: str, weights: str
 ) -> None:
-    chosen = parts("cache.kv.memory=100MiB", f"dtype={dtype}", "batcher.max_batch_tokens=2048")
+    settings = (f"dtype={dtype}", f"model.weights={weights}", "batcher.max_batch_tokens=2048")
+    chosen = parts("cache.kv.memory=100MiB", *settings)
     planned = needs(chosen)
     worker = start(chosen)
     with Allocations() as allocations:

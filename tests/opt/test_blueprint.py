@@ -13,14 +13,22 @@ from pluribus.parallel.group import TensorParallel
 from pluribus_opt.blueprint import OPTBlueprint
 from pluribus_opt.config import SIZES, OPTConfig
 from pluribus_opt.decoder import OPTDecoder
+from pluribus_opt.linear import Linear
+from pluribus_opt.quantizing import Quantizer
 
 TENSOR_SIZES = (1, 2, 3, 4, 5, 8)
 TINY = {name: architecture(hugging_face(name)) for name in VARIANTS}
 
 
-def blueprint(config: OPTConfig, *, is_random: bool = False) -> OPTBlueprint:
+def blueprint(
+    config: OPTConfig, *, is_random: bool = False, weights: str | None = None
+) -> OPTBlueprint:
     return OPTBlueprint(
-        name="some", architecture=config, num_token_ids=config.vocab_size, is_random=is_random
+        name="some",
+        architecture=config,
+        num_token_ids=config.vocab_size,
+        is_random=is_random,
+        weights=weights,
     )
 
 
@@ -74,6 +82,42 @@ def test_the_weights_are_exact_in_every_dtype(dtype: str) -> None:
     [share] = shares(SIZES["opt-125m"], 1)
     expected = allocated(SIZES["opt-125m"], share, getattr(torch, dtype))
     assert blueprint(SIZES["opt-125m"]).weight_bytes(share, dtype, "cuda") == expected
+
+
+def eight_bits(config: OPTConfig, share: Share, weights: str, dtype: torch.dtype) -> OPTDecoder:
+    """Return the rank's decoder, put together without memory."""
+    place = Place(share=share, tensor=TensorParallel(share.tensor_rank, share.tensor_size))
+    quantizer = Quantizer(weights, dtype)
+    return OPTDecoder.empty(config, place, torch.device("meta"), dtype, quantizer)
+
+
+@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize("tensor_size", [1, 2, 3])
+@pytest.mark.parametrize("config", [*SIZES.values(), *TINY.values()], ids=[*SIZES, *TINY])
+def test_eight_bits_and_where_they_are_made_plain_are_exact(
+    config: OPTConfig, tensor_size: int, num_stages: int
+) -> None:
+    for share in shares(config, tensor_size, num_stages):
+        decoder = eight_bits(config, share, "int8", torch.float16)
+        held = sum(parameter.nbytes for parameter in decoder.parameters())
+        planned = blueprint(config, weights="int8")
+        assert planned.weight_bytes(share, "float16", "cpu") == held
+        linears = [each for each in decoder.layers.modules() if isinstance(each, Linear)]
+        scratch = 2 * max((each.weight.numel() for each in linears), default=0)
+        assert planned.weight_bytes(share, "float16", "cuda") == held + scratch
+
+
+def test_eight_bits_are_a_quarter_of_single_precision_and_their_scales() -> None:
+    config = SIZES["opt-6.7b"]
+    [share] = shares(config, 1)
+    plain, rounded = (
+        blueprint(config, weights=weights).weight_bytes(share, "float32", "cpu")
+        for weights in (None, "fp8")
+    )
+    numbers, rows = 12 * 4096**2, (3 + 1 + 4 + 1) * 4096
+    assert plain - rounded == 32 * (3 * numbers - 4 * rows)
+    spec = blueprint(config, weights="fp8").spec
+    assert (spec.weights, blueprint(config).spec.weights) == ("fp8", None)
 
 
 @given(st.sampled_from(sorted(TINY)), st.integers(1, 8), st.integers(1, 3))

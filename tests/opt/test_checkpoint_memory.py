@@ -24,8 +24,10 @@ ALLOWANCE = 12_000_000
 MEASURE = """
 import json, sys
 import torch
+from pluribus.parallel.group import TensorParallel
 from pluribus_opt.checkpoint import resolve
 from pluribus_opt.parts import Part
+from pluribus_opt.quantizing import Quantizer, Scaled
 
 def peak():
     with open("/proc/self/status") as status:
@@ -40,17 +42,25 @@ def load(path, dtype, share):
         half_of = {"rows": (rows // 2, columns), "columns": (rows, columns // 2)}
         shape = half_of.get(share, info.shape)
         index = tuple(slice(size - some, size) for size, some in zip(info.shape, shape))
-        parts.append(Part(name, info.shape, index, torch.empty(shape, dtype=dtype)))
+        scaled = None
+        if dtype == torch.int8:
+            quantizer = Quantizer("int8", torch.float16)
+            scaled = Scaled(torch.empty(shape[0]), TensorParallel(), quantizer)
+        parts.append(Part(name, info.shape, index, torch.empty(shape, dtype=dtype), scaled))
     checkpoint.read_into(parts, lambda done, total: None)
     return parts
 
+def last_of(part):
+    last = part.target[-1, -1]
+    return last * part.scaled.scale[-1] if part.scaled else last
+
 warm_up, path, dtype, share = sys.argv[1:]
-load(warm_up, torch.float16, share)
+load(warm_up, getattr(torch, dtype) if dtype == "int8" else torch.float16, share)
 before = peak()
 parts = load(path, getattr(torch, dtype), share)
 print(json.dumps({
     "grown": peak() - before,
-    "last": [float(part.target[-1, -1]) for part in parts],
+    "last": [round(float(last_of(part)), 5) for part in parts],
     "bytes": sum(part.target.nbytes for part in parts),
 }))
 """
@@ -115,6 +125,16 @@ def measure(folder: Path, layout: str, dtype: str, share: str) -> dict[str, Any]
 def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path, layout: str, dtype: str) -> None:
     measured = measure(tmp_path, layout, dtype, "whole")
     assert measured["bytes"] == MODEL_BYTES * (2 if dtype == "float32" else 1)
+    at_most = measured["bytes"] + TENSOR_BYTES + ALLOWANCE
+    assert measured["bytes"] - ALLOWANCE < measured["grown"] < at_most
+
+
+@pytest.mark.parametrize("share", ["whole", "columns"])
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "parts", "shards"])
+def test_quantising_takes_the_eight_bits_and_one_tensor(
+    tmp_path: Path, layout: str, share: str
+) -> None:
+    measured = measure(tmp_path, layout, "int8", share)
     at_most = measured["bytes"] + TENSOR_BYTES + ALLOWANCE
     assert measured["bytes"] - ALLOWANCE < measured["grown"] < at_most
 

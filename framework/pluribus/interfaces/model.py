@@ -37,6 +37,8 @@ class ModelSpec:
         num_layer_parameters: of one layer of the decoder.
         num_head_parameters: of the product with the vocabulary that gives the logits.
         notes: said with every answer, e.g. that the weights are random.
+        weights: what matrices of layers are kept in, e.g. ``"int8"``; None for the dtype that is
+            computed in.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelSpec:
     num_layer_parameters: int
     num_head_parameters: int
     notes: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 class Blueprint(Protocol):

@@ -112,6 +112,12 @@ class TensorParallel:
             self._others.all_reduce(x)
         return x
 
+    def all_largest(self, x: Tensor) -> Tensor:
+        """Return the largest of every rank's ``x``, number by number, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
+        return x
+
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate every rank's ``x``, all of one shape, along the last dimension."""
         return self._others.all_gather(x) if self.size > 1 else x

@@ -54,6 +54,7 @@ class Report:
             "problem": plan.problem,
             "model": {"name": spec.name, "parameters": spec.num_parameters},
             "dtype": plan.outline.dtype_on(device.type),
+            "weights": spec.weights,
             "device": {"name": device.name, "count": plan.site.count, "memory": device.memory},
             "overrides": list(self.spread),
             "ranks": [_rank_json(rank) for rank in plan.ranks],
@@ -76,6 +77,8 @@ def _headline(plan: Plan, spread: Sequence[str]) -> str:
     spec, site = plan.outline.blueprint.spec, plan.site
     verdict = "fits" if plan.fits else "does not fit"
     dtype = plan.outline.dtype_on(site.device.type)
+    if spec.weights:
+        dtype += f" with {spec.weights} weights"
     num_ranks = len(plan.ranks)
     ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
     if spread:

@@ -18,12 +18,14 @@ class OPTBlueprint:
         architecture: of the decoder.
         num_token_ids: the tokenizer's; the vocabulary where it is not known.
         is_random: whether the weights are made up rather than read.
+        weights: what matrices of layers are kept in; None for the dtype of all else.
     """
 
     name: str
     architecture: OPTConfig
     num_token_ids: int
     is_random: bool
+    weights: str | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -41,6 +43,7 @@ class OPTBlueprint:
             eos_token_ids=architecture.eos_token_ids,
             pad_token_id=architecture.pad_token_id,
             dtype=architecture.dtype,
+            weights=self.weights,
             num_parameters=architecture.num_parameters,
             num_layer_parameters=architecture.num_layer_parameters,
             num_head_parameters=architecture.num_head_parameters,
@@ -54,7 +57,20 @@ class OPTBlueprint:
         if device_type == "cpu" and dtype == "float32" and has_one_table:
             # Products want it in another order than looking rows up does; see OPTDecoder.pack.
             num_weights += self._table_weights(share)
-        return num_weights * item_size(dtype)
+        if self.weights is None:
+            return num_weights * item_size(dtype)
+        return num_weights * item_size(dtype) - self._saved_bytes(share, dtype, device_type)
+
+    def _saved_bytes(self, share: Share, dtype: str, device_type: str) -> int:
+        """Return what eight-bit weights save a rank; see ``OPTDecoder``."""
+        matrices = self._layer_matrices(share)
+        num_numbers = sum(rows * columns for rows, columns in matrices)
+        scales = 4 * sum(rows for rows, _ in matrices)
+        saved = len(share.layers) * (num_numbers * (item_size(dtype) - 1) - scales)
+        if device_type == "cuda" and share.layers:
+            # There is one place where a matrix is made plain for many rows.
+            saved -= max(rows * columns for rows, columns in matrices) * item_size(dtype)
+        return saved
 
     def _num_weights(self, share: Share) -> int:
         num_weights = len(share.layers) * self._layer_weights(share)
@@ -88,13 +104,23 @@ class OPTBlueprint:
         return _part(share, self.architecture.num_attention_heads) * self.architecture.head_dim
 
     def _layer_weights(self, share: Share) -> int:
-        config = self.architecture
-        hidden_size, has_bias = config.hidden_size, config.enable_bias
-        width, ffn = self._width(share), _part(share, config.ffn_dim)
-        # What a row-parallel linear adds at its end is whole on every rank.
-        attention = 4 * width * hidden_size + (3 * width + hidden_size) * has_bias
-        feed_forward = 2 * ffn * hidden_size + (ffn + hidden_size) * has_bias
-        return attention + feed_forward + 2 * self._norm_weights()
+        # A bias has a number for each row, also where the rows are cut: it is added at their end.
+        num_weights = sum(
+            rows * (columns + self.architecture.enable_bias)
+            for rows, columns in self._layer_matrices(share)
+        )
+        return num_weights + 2 * self._norm_weights()
+
+    def _layer_matrices(self, share: Share) -> list[tuple[int, int]]:
+        """Return the rows and columns of each linear of a layer."""
+        hidden_size = self.architecture.hidden_size
+        width, ffn = self._width(share), _part(share, self.architecture.ffn_dim)
+        return [
+            (3 * width, hidden_size),
+            (hidden_size, width),
+            (ffn, hidden_size),
+            (hidden_size, ffn),
+        ]
 
     def _embedding_weights(self, share: Share) -> int:
         config = self.architecture

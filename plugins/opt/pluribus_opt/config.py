@@ -14,6 +14,9 @@ POSITION_OFFSET = 2
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+WEIGHTS = ("int8", "fp8")
+"""What the weights of layers can be kept in, beside a dtype."""
+
 ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "relu": ("relu", {}),

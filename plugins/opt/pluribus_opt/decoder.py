@@ -16,14 +16,15 @@ from pluribus_opt.config import ACTIVATIONS, OPTConfig
 from pluribus_opt.layers import (
     ColumnParallelLinear,
     LayerNorm,
-    Linear,
     PositionEmbedding,
     QKVParallelLinear,
     ReplicatedLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
+from pluribus_opt.linear import Linear, quantize, share_scratch
 from pluribus_opt.parts import Part
+from pluribus_opt.quantizing import Quantizer
 
 
 class OPTAttention(nn.Module):
@@ -184,12 +185,23 @@ class OPTDecoder(nn.Module):
 
     @classmethod
     def empty(
-        cls, config: OPTConfig, place: Place, device: torch.device, dtype: torch.dtype
+        cls,
+        config: OPTConfig,
+        place: Place,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantizer: Quantizer | None = None,
     ) -> OPTDecoder:
-        """Return a decoder whose weights are allocated but hold nothing yet; see ``parts``."""
+        """Return a decoder whose weights are allocated but hold nothing yet; see ``parts``.
+
+        With a quantizer, it makes the weights of the layers' linears; no others.
+        """
         with torch.device("meta"):
             decoder = cls(config, place)
-        return decoder.to(dtype).to_empty(device=device)
+        decoder.to(dtype)
+        if quantizer is not None:
+            quantize(decoder.layers, quantizer)
+        return decoder.to_empty(device=device)
 
     def pack(self) -> None:
         """Store weights as this device multiplies with them fastest, once they are all read.
@@ -199,6 +211,7 @@ class OPTDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear | OPTHead):
                 module.pack()
+        share_scratch(self.layers)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return what the first layer takes; see pluribus.interfaces.Network."""

@@ -12,20 +12,12 @@ from pluribus import ops
 from pluribus.packed import packed
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import POSITION_OFFSET
+from pluribus_opt.linear import Linear
 from pluribus_opt.parts import Part
+from pluribus_opt.quantizing import Scaled
 
 EPSILON = 1e-5
 """Of every norm; no config.json says otherwise."""
-
-
-class Linear(nn.Module):
-    """A product with this rank's share of a matrix, ``weight``."""
-
-    weight: nn.Parameter
-
-    def pack(self) -> None:
-        """Store the weight as products want it; ``parts`` is of no use from then on."""
-        self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
 
 class ColumnParallelLinear(Linear):
@@ -39,12 +31,14 @@ class ColumnParallelLinear(Linear):
         self.bias = _empty(end - self.start) if bias else None
 
     def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, relu=relu)
+        return self.product(x, self.bias, relu=relu)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
-        for name, target in _weight_and_bias(prefix, self.weight, self.bias):
-            yield _rows(name, target, self.start, self.out_features)
+        total = self.out_features
+        yield _rows(f"{prefix}weight", self.weight, self.start, total, self.scaled())
+        if self.bias is not None:
+            yield _rows(f"{prefix}bias", self.bias, self.start, total)
 
 
 class QKVParallelLinear(Linear):
@@ -61,14 +55,16 @@ class QKVParallelLinear(Linear):
         self.bias = _empty(3 * shard) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return self.product(x, self.bias)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the three projections under ``prefix``, each filling a third of the whole."""
-        for name, fused in _weight_and_bias("", self.weight, self.bias):
-            for projection, target in zip("qkv", fused.chunk(3), strict=True):
-                whole = f"{prefix}{projection}_proj.{name}"
-                yield _rows(whole, target, self.start, self.hidden_size)
+        for number, projection in enumerate("qkv"):
+            name = f"{prefix}{projection}_proj."
+            for kind, fused in _weight_and_bias("", self.weight, self.bias):
+                target = fused.chunk(3)[number]
+                scaled = self.scaled(number, of=3) if kind == "weight" else None
+                yield _rows(f"{name}{kind}", target, self.start, self.hidden_size, scaled)
 
 
 class RowParallelLinear(Linear):
@@ -80,7 +76,7 @@ class RowParallelLinear(Linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool, tp: TensorParallel, num_blocks: int
     ) -> None:
-        super().__init__()
+        super().__init__(sharing=tp)
         self.tp = tp
         self.in_features = in_features
         self.start, self.end = (at * (in_features // num_blocks) for at in tp.span(num_blocks))
@@ -90,7 +86,7 @@ class RowParallelLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         # The sum over ranks must hold the bias once, so only the first rank adds it.
         bias = self.bias if self.tp.rank == 0 else None
-        return self.tp.all_reduce(ops.linear(x, self.weight, bias))
+        return self.tp.all_reduce(self.product(x, bias))
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
@@ -100,6 +96,7 @@ class RowParallelLinear(Linear):
             shape=(rows, self.in_features),
             index=(slice(0, rows), slice(self.start, self.end)),
             target=self.weight,
+            scaled=self.scaled(),
         )
         if self.bias is not None:
             yield _whole(f"{prefix}bias", self.bias)
@@ -113,7 +110,7 @@ class ReplicatedLinear(Linear):
         self.weight = _empty(out_features, in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, None)
+        return self.product(x, None)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the weight under ``prefix``."""
@@ -210,11 +207,11 @@ def _weight_and_bias(
             yield f"{prefix}{name}", tensor
 
 
-def _rows(name: str, target: Tensor, start: int, total: int) -> Part:
+def _rows(name: str, target: Tensor, start: int, total: int, scaled: Scaled | None = None) -> Part:
     """Return the part whose first dimension is ``target``'s rows, from ``start``, of ``total``."""
     rows, *rest = target.shape
     index = (slice(start, start + rows), *(slice(0, size) for size in rest))
-    return Part(name=name, shape=(total, *rest), index=index, target=target)
+    return Part(name=name, shape=(total, *rest), index=index, target=target, scaled=scaled)
 
 
 def _whole(name: str, target: Tensor) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from pluribus import ConfigError, Model, ModelSpec
 from pluribus.tokenizer import FileTokenizer
 from pluribus_opt import checkpoint
 from pluribus_opt.blueprint import OPTBlueprint
-from pluribus_opt.config import SIZES, OPTConfig
+from pluribus_opt.config import SIZES, WEIGHTS, OPTConfig
 from pluribus_opt.random_weights import RandomSource
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pluribus import Blueprint, Network, Place, Progress
     from pluribus.interfaces import CheckpointReport
     from pluribus_opt.checkpoint import Source
+
+logger = logging.getLogger(__name__)
 
 RANDOM = "random"
 DEFAULT_TOKENIZER = "facebook/opt-125m"
@@ -48,6 +51,7 @@ class OPTModelConfig:
         config: path of a config.json that does so instead.
         tokenizer: a folder or repo id, instead of the checkpoint's own.
         revision: branch, tag or commit of a repo.
+        weights: ``int8`` or ``fp8`` for the layers' weights in eight bits; None for ``dtype``'s.
     """
 
     checkpoint: str | None = None
@@ -55,11 +59,16 @@ class OPTModelConfig:
     config: str | None = None
     tokenizer: str | None = None
     revision: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size not in SIZES:
             raise ConfigError(
                 f"model.size must be null or one of {', '.join(SIZES)}; got {self.size!r}"
+            )
+        if self.weights not in (None, *WEIGHTS):
+            raise ConfigError(
+                f"model.weights must be null or one of {', '.join(WEIGHTS)}; got {self.weights!r}"
             )
 
 
@@ -69,6 +78,7 @@ class OPTModel(Model):
     Config = OPTModelConfig
 
     def __init__(self, config: OPTModelConfig) -> None:
+        self._weights = config.weights
         self._source = _find(config)
         self._architecture = _architecture(config, self._source)
         self._tokenizer = _tokenizer(config, self._source, self._architecture)
@@ -89,7 +99,12 @@ class OPTModel(Model):
 
     @property
     def fingerprint(self) -> str:
-        parts = (repr(self._architecture), self._source.fingerprint, self._tokenizer.digest)
+        parts = (
+            repr(self._architecture),
+            self._source.fingerprint,
+            self._tokenizer.digest,
+            repr(self._weights),
+        )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def tokenizer(self) -> FileTokenizer:
@@ -99,10 +114,14 @@ class OPTModel(Model):
         self, place: Place, device: torch.device, dtype: torch.dtype, progress: Progress
     ) -> Network:
         from pluribus_opt.decoder import OPTDecoder
+        from pluribus_opt.quantizing import Quantizer
 
-        decoder = OPTDecoder.empty(self._architecture, place, device, dtype)
+        quantizer = Quantizer(self._weights, dtype) if self._weights else None
+        decoder = OPTDecoder.empty(self._architecture, place, device, dtype, quantizer)
         self._source.open(self._architecture).read_into(list(decoder.parts()), progress)
         decoder.pack()
+        if quantizer is not None:
+            logger.info("rank %d: %s", place.share.rank, quantizer.report())
         return decoder
 
     @classmethod
@@ -115,6 +134,11 @@ class OPTModel(Model):
         max_shard_size: int,
         progress: Progress,
     ) -> None:
+        if config.weights is not None:
+            raise ConfigError(
+                f"model.weights={config.weights} is how a model is served, not how it is written: "
+                "leave it at null"
+            )
         source = _find_files(config)
         architecture = _architecture(config, source)
         tokenizer = checkpoint.fetch_tokenizer(config.tokenizer) if config.tokenizer else None
@@ -166,6 +190,7 @@ def _blueprint(config: OPTModelConfig, architecture: OPTConfig, num_token_ids: i
         name=config.size or Path(str(config.checkpoint or config.config)).resolve().name,
         architecture=architecture,
         num_token_ids=num_token_ids,
+        weights=config.weights,
         is_random=config.checkpoint == RANDOM,
     )
 

@@ -49,7 +49,12 @@ def _fill(part: Part) -> None:
     if len(part.shape) == 1:
         part.target.fill_(1 if part.name.endswith("norm.weight") else 0)
     else:
-        part.target.copy_(_normal(part)[part.index])
+        whole = _normal(part)
+        part.fill(part.plain_dtype, lambda index, target: _copy(whole[index], target))
+
+
+def _copy(piece: Tensor, target: Tensor) -> None:
+    target.copy_(piece)
 
 
 def _normal(part: Part) -> Tensor:
@@ -57,5 +62,5 @@ def _normal(part: Part) -> Tensor:
 
     generator = torch.Generator(part.target.device)
     generator.manual_seed(int.from_bytes(hashlib.sha256(part.name.encode()).digest()[:8], "big"))
-    whole = torch.empty(part.shape, dtype=part.target.dtype, device=part.target.device)
+    whole = torch.empty(part.shape, dtype=part.plain_dtype, device=part.target.device)
     return whole.normal_(std=STANDARD_DEVIATION, generator=generator)

@@ -85,7 +85,7 @@ class Checkpoint:
             yield stored.read((rows, *[slice(None)] * (len(stored.shape) - 1)))
 
     def read_into(self, parts: Sequence[Part], progress: Progress) -> None:
-        """Fill every part's target, in the order of the files, converting the dtype.
+        """Fill every part's target, in the order of the files, converting or quantising.
 
         Parts may be some of the network, as in a pipeline: what is compared with the checkpoint
         is the whole architecture, where the checkpoint was opened with it.
@@ -104,7 +104,9 @@ class Checkpoint:
         done, total = 0, sum(sizes)
         in_order = sorted(zip(parts, sizes, strict=True), key=self._position)
         for part, size in in_order:
-            self._stored[part.name].copy(part.index, part.target.detach())
+            stored = self._stored[part.name]
+            part.fill(stored.dtype, stored.copy)
+            stored.forget(part.index)
             done += size
             progress(done, total)
 

@@ -87,6 +87,13 @@ class StoredTensor:
                 target[shared[1]].copy_(piece)
                 drop_pages(piece)
 
+    def forget(self, index: Index) -> None:
+        """Let go of a piece's pages: what is copied bit by bit leaves some at every seam."""
+        region = self.region(index)
+        for block in self.blocks:
+            if shared := block.overlap(region):
+                drop_pages(block.data[shared[0]])
+
     def read(self, index: Index) -> Tensor:
         """Return a copy of a piece."""
         shape = [one.stop - one.start for one in self.region(index)]

@@ -1,0 +1,153 @@
+"""Linear layers of eight-bit weights are torch's with the numbers that the weights stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.device import DEVICE
+from pluribus import ops
+from pluribus.kernels import quantized as kernels
+from pluribus.kernels.quantized import MAX_ROWS, dequantize, few_rows_config, few_rows_linear
+from pluribus.quantized import DTYPES, quantize, scale_for
+from pluribus.quantized import dequantize as plainly
+
+CONFIG = (16, 32, 4, 3)
+"""Outputs and inputs of a tile, smaller than any that is shipped."""
+
+every_format = pytest.mark.parametrize("weights", list(DTYPES))
+
+
+@pytest.fixture(params=[True, False], ids=["float8", "bits"])
+def has_float8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run on a device that knows float8, and on one that does not."""
+    if DEVICE.type == "cuda" and request.param:
+        return
+    monkeypatch.setattr(kernels, "_has_float8", lambda device: request.param)
+
+
+def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
+    return values.to(DEVICE, dtype)
+
+
+def random_weight(weights: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return a quantised weight and its scales, each row of another size."""
+    sizes = torch.logspace(-2, 1, rows, device=DEVICE)
+    values = random(rows, columns, dtype=torch.float32) * sizes.unsqueeze(1)
+    scale = scale_for(values.abs().amax(1), DTYPES[weights])
+    return quantize(values, scale, DTYPES[weights]), scale
+
+
+def expected(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    plain = plainly(weight, scale, torch.float64)
+    y = F.linear(x.double(), plain, None if bias is None else bias.double())
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def assert_close(actual: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(actual, wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.usefixtures("has_float8")
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 17, MAX_ROWS])
+@pytest.mark.parametrize(("out_features", "in_features"), [(16, 32), (17, 70), (1, 1)], ids=str)
+@every_format
+def test_few_rows_are_torchs(
+    weights: str, num_rows: int, out_features: int, in_features: int
+) -> None:
+    x, bias = random(num_rows, in_features), random(out_features)
+    weight, scale = random_weight(weights, out_features, in_features)
+    y = few_rows_linear(x, weight, scale, bias, relu=False, config=CONFIG)
+    assert_close(y, expected(x, weight, scale, bias, relu=False))
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+@every_format
+def test_a_bias_and_relu_are_torchs(weights: str, relu: bool, has_bias: bool) -> None:
+    x, bias = random(5, 40), random(24) if has_bias else None
+    weight, scale = random_weight(weights, 24, 40)
+    y = few_rows_linear(x, weight, scale, bias, relu=relu, config=CONFIG)
+    assert_close(y, expected(x, weight, scale, bias, relu))
+
+
+@every_format
+def test_sums_are_in_single_precision(weights: str) -> None:
+    x = torch.ones(1, 4096, dtype=torch.float16, device=DEVICE)
+    weight = torch.ones(16, 4096, device=DEVICE)
+    weight[:, 0] = 100
+    scale = torch.full((16,), 2.0**-12, device=DEVICE)
+    y = few_rows_linear(
+        x, weight.to(DTYPES[weights]), scale, None, relu=False, config=(16, 512, 4, 3)
+    )
+    wanted = (4095 + float(weight.to(DTYPES[weights])[0, 0])) * 2.0**-12
+    torch.testing.assert_close(y, torch.full_like(y, wanted), rtol=1e-3, atol=0)
+
+
+@pytest.mark.usefixtures("has_float8")
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (2, 1024), (2, 1500)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@every_format
+def test_a_weight_is_made_plain_exactly(
+    weights: str, rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    weight, scale = random_weight(weights, rows, columns)
+    plain = torch.empty(rows, columns, dtype=dtype, device=DEVICE)
+    dequantize(weight, scale, plain)
+    assert torch.equal(plain, plainly(weight, scale, dtype))
+
+
+@pytest.mark.usefixtures("has_float8")
+def test_every_float8_is_read_as_what_it_is() -> None:
+    bits = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    bits = bits[(bits & 0x7F) != 0x7F]  # not a number
+    weight = bits.view(torch.float8_e4m3fn).unsqueeze(0)
+    plain = torch.empty(weight.shape, dtype=torch.float16, device=DEVICE)
+    dequantize(weight, torch.ones(1, device=DEVICE), plain)
+    assert torch.equal(plain, weight.half())
+
+
+@pytest.mark.parametrize("num_rows", [0, MAX_ROWS + 1, 1000])
+def test_other_numbers_of_rows_are_left_to_cublas(num_rows: int) -> None:
+    assert few_rows_config(num_rows, 4096, 4096) is None
+
+
+def test_a_share_without_inputs_is_left_to_torch() -> None:
+    assert few_rows_config(4, 64, 0) is None
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 32, 33, MAX_ROWS])
+@pytest.mark.parametrize("hidden_size", [768, 1024, 2048, 4096, 12288])
+def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int, num_rows: int) -> None:
+    for out, in_ in [(3, 1), (1, 1), (4, 1), (1, 4)]:
+        config = few_rows_config(num_rows, hidden_size * out, hidden_size * in_)
+        assert config is not None
+        assert all(number.bit_count() == 1 for number in config[:3])
+        outputs, inputs, _, num_stages = config
+        tile_bytes = outputs * inputs + 2 * max(16, num_rows) * inputs
+        assert num_stages * tile_bytes < 200_000, "more than an SM's shared memory"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 8, 16, 17, 64, 65, 300])
+@pytest.mark.parametrize(("out_features", "in_features"), [(2304, 768), (768, 768), (768, 3072)])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@every_format
+def test_a_layer_is_the_same_by_whichever_kernel(
+    weights: str,
+    num_rows: int,
+    out_features: int,
+    in_features: int,
+    relu: bool,
+    dtype: torch.dtype,
+) -> None:
+    x, bias = random(num_rows, in_features, dtype=dtype), random(out_features, dtype=dtype)
+    weight, scale = random_weight(weights, out_features, in_features)
+    scratch = torch.empty(weight.numel() + 7, dtype=dtype, device=DEVICE)
+    y = ops.scaled_linear(x, weight, scale, bias, relu=relu, scratch=scratch)
+    wanted = expected(x, weight, scale, bias, relu)
+    torch.testing.assert_close(y, wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
