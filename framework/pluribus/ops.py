@@ -56,10 +56,11 @@ def scaled_linear(
     """
     if not x.is_cuda:
         return quantized.scaled_linear(x, weight, scale, bias, relu=relu)
-    from pluribus.kernels.quantized import dequantize, few_rows_config, few_rows_linear
+    from pluribus.kernels.linear import eight_bit_config, few_rows_linear
+    from pluribus.kernels.quantized import dequantize
 
-    if x.dtype in HALVES and (config := few_rows_config(len(x), *weight.shape)):
-        return few_rows_linear(x, weight, scale, bias, relu=relu, config=config)
+    if x.dtype in HALVES and (config := eight_bit_config(len(x), *weight.shape)):
+        return few_rows_linear(x, weight, bias, scale=scale, relu=relu, config=config)
     assert scratch is not None, "there is nowhere to make a weight plain"
     plain = scratch[: weight.numel()].view(weight.shape)
     dequantize(weight, scale, plain)

@@ -10,11 +10,12 @@ from torch import Tensor
 from kernels.device import DEVICE
 from pluribus import ops
 from pluribus.kernels import quantized as kernels
-from pluribus.kernels.quantized import MAX_ROWS, dequantize, few_rows_config, few_rows_linear
+from pluribus.kernels.linear import MAX_ROWS, Config, eight_bit_config, few_rows_linear
+from pluribus.kernels.quantized import dequantize
 from pluribus.quantized import DTYPES, quantize, scale_for
 from pluribus.quantized import dequantize as plainly
 
-CONFIG = (16, 32, 4, 3)
+CONFIG = Config(16, 32, 4, 3, splits=2)
 """Outputs and inputs of a tile, smaller than any that is shipped."""
 
 every_format = pytest.mark.parametrize("weights", list(DTYPES))
@@ -60,7 +61,7 @@ def test_few_rows_are_torchs(
 ) -> None:
     x, bias = random(num_rows, in_features), random(out_features)
     weight, scale = random_weight(weights, out_features, in_features)
-    y = few_rows_linear(x, weight, scale, bias, relu=False, config=CONFIG)
+    y = few_rows_linear(x, weight, bias, scale=scale, relu=False, config=CONFIG)
     assert_close(y, expected(x, weight, scale, bias, relu=False))
 
 
@@ -70,7 +71,7 @@ def test_few_rows_are_torchs(
 def test_a_bias_and_relu_are_torchs(weights: str, relu: bool, has_bias: bool) -> None:
     x, bias = random(5, 40), random(24) if has_bias else None
     weight, scale = random_weight(weights, 24, 40)
-    y = few_rows_linear(x, weight, scale, bias, relu=relu, config=CONFIG)
+    y = few_rows_linear(x, weight, bias, scale=scale, relu=relu, config=CONFIG)
     assert_close(y, expected(x, weight, scale, bias, relu))
 
 
@@ -80,10 +81,10 @@ def test_sums_are_in_single_precision(weights: str) -> None:
     weight = torch.ones(16, 4096, device=DEVICE)
     weight[:, 0] = 100
     scale = torch.full((16,), 2.0**-12, device=DEVICE)
-    y = few_rows_linear(
-        x, weight.to(DTYPES[weights]), scale, None, relu=False, config=(16, 512, 4, 3)
-    )
-    wanted = (4095 + float(weight.to(DTYPES[weights])[0, 0])) * 2.0**-12
+    weight = weight.to(DTYPES[weights])
+    config = Config(16, 512, 4, 3)
+    y = few_rows_linear(x, weight, None, scale=scale, relu=False, config=config)
+    wanted = (4095 + float(weight[0, 0])) * 2.0**-12
     torch.testing.assert_close(y, torch.full_like(y, wanted), rtol=1e-3, atol=0)
 
 
@@ -112,21 +113,21 @@ def test_every_float8_is_read_as_what_it_is() -> None:
 
 @pytest.mark.parametrize("num_rows", [0, MAX_ROWS + 1, 1000])
 def test_other_numbers_of_rows_are_left_to_cublas(num_rows: int) -> None:
-    assert few_rows_config(num_rows, 4096, 4096) is None
+    assert eight_bit_config(num_rows, 4096, 4096) is None
 
 
 def test_a_share_without_inputs_is_left_to_torch() -> None:
-    assert few_rows_config(4, 64, 0) is None
+    assert eight_bit_config(4, 64, 0) is None
 
 
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 32, 33, MAX_ROWS])
 @pytest.mark.parametrize("hidden_size", [768, 1024, 2048, 4096, 12288])
 def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int, num_rows: int) -> None:
     for out, in_ in [(3, 1), (1, 1), (4, 1), (1, 4)]:
-        config = few_rows_config(num_rows, hidden_size * out, hidden_size * in_)
+        config = eight_bit_config(num_rows, hidden_size * out, hidden_size * in_)
         assert config is not None
-        assert all(number.bit_count() == 1 for number in config[:3])
-        outputs, inputs, _, num_stages = config
+        outputs, inputs, num_stages = config.outputs, config.inputs, config.num_stages
+        assert all(each.bit_count() == 1 for each in (outputs, inputs, config.num_warps))
         tile_bytes = outputs * inputs + 2 * max(16, num_rows) * inputs
         assert num_stages * tile_bytes < 200_000, "more than an SM's shared memory"
 

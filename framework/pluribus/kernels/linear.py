@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.kernels.following import early, follow
+from pluribus.kernels.quantized import readable, widen
 
 TILE_ROWS = (16, 32, 64)
 """Rows of a tile of the tensor cores; the smallest that holds all is taken."""
@@ -58,17 +59,36 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
     return Config(16, 256, 4, 4) if out_features <= 2048 else Config(32, 128, 4, 6)
 
 
+def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
+    """Return how ``few_rows_linear`` is to run on eight-bit weights; None where it cannot."""
+    if not 0 < num_rows <= MAX_ROWS or not in_features:
+        return None
+    inputs = 512 if num_rows <= 16 else 256 if num_rows <= 32 else 128
+    if out_features >= 2 * in_features:
+        return Config(64, min(inputs, 256), 4, 4)
+    if out_features <= 1024:
+        return Config(16, inputs, 4, 4)
+    return Config(32, inputs, 4, 4 if num_rows <= 16 else 3)
+
+
 def few_rows_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, config: Config
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    scale: Tensor | None = None,
+    relu: bool,
+    config: Config,
 ) -> Tensor:
     """Return ``x weight^T + bias``, after ReLU if asked for, for 64 rows or fewer.
 
     Args:
-        x: [num_rows, in_features], contiguous.
-        weight: [out_features, in_features], contiguous.
+        x: [num_rows, in_features], contiguous; float16 or bfloat16.
+        weight: [out_features, in_features], contiguous; as x, or int8 or float8_e4m3fn.
         bias: [out_features].
+        scale: that rows of the weight are multiplied with, float32, [out_features].
         relu: whether negative outputs become 0.
-        config: see ``few_rows_config``.
+        config: see ``few_rows_config`` and ``eight_bit_config``.
     """
     num_rows, in_features = x.shape
     out_features = weight.shape[0]
@@ -80,10 +100,12 @@ def few_rows_linear(
         size = (num_tiles, config.splits, config.outputs, rows)
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
         arrived = _counters(x.device)
+    numbers, from_bits = readable(weight)
     _few_rows_linear[(num_tiles, config.splits)](
         x,
-        weight,
-        weight if bias is None else bias,
+        numbers,
+        x if scale is None else scale,
+        x if bias is None else bias,
         y,
         partial,
         arrived,
@@ -94,6 +116,8 @@ def few_rows_linear(
         OUTPUTS=config.outputs,
         INPUTS=config.inputs,
         SPLITS=config.splits,
+        FROM_BITS=from_bits,
+        HAS_SCALE=scale is not None,
         HAS_BIAS=bias is not None,
         RELU=relu,
         num_warps=config.num_warps,
@@ -111,9 +135,10 @@ def _counters(device: torch.device) -> Tensor:
 
 @triton.jit
 def _few_rows_linear(
-    x, weight, bias, y, partial, arrived, num_rows, in_features, out_features,
+    x, weight, scale, bias, y, partial, arrived, num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
+    FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -130,15 +155,16 @@ def _few_rows_linear(
     is_out = out[:, None] < out_features
     # The weights' first tile does not wait for the kernel that makes the inputs.
     inside = (first + at)[None, :] < end
-    w = tl.load(w_at + first, mask=is_out & inside, other=0.0)
+    dtype: tl.constexpr = x.dtype.element_ty
+    w = widen(tl.load(w_at + first, mask=is_out & inside, other=0.0), dtype, FROM_BITS)
     follow(EARLY)
     v = tl.load(x_at + first, mask=is_row & inside, other=0.0)
     total = tl.dot(w, v.T)
     for start in range(first + INPUTS, end, INPUTS):
         inside = (start + at)[None, :] < end
-        w = tl.load(w_at + start, mask=is_out & inside, other=0.0)
+        loaded = tl.load(w_at + start, mask=is_out & inside, other=0.0)
         v = tl.load(x_at + start, mask=is_row & inside, other=0.0)
-        total = tl.dot(w, v.T, total)
+        total = tl.dot(widen(loaded, dtype, FROM_BITS), v.T, total)
     is_last = True
     if SPLITS > 1:
         inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
@@ -154,6 +180,8 @@ def _few_rows_linear(
             total = tl.load(parts)
             for other in tl.static_range(1, SPLITS):
                 total += tl.load(parts + other * OUTPUTS * ROWS)
+        if HAS_SCALE:
+            total *= tl.load(scale + out, mask=out < out_features, other=0.0)[:, None]
         if HAS_BIAS:
             total += tl.load(bias + out, mask=out < out_features, other=0.0).to(tl.float32)[:, None]
         if RELU:

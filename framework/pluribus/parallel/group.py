@@ -115,7 +115,7 @@ class TensorParallel:
     def all_largest(self, x: Tensor) -> Tensor:
         """Return the largest of every rank's ``x``, number by number, in place."""
         if self.size > 1:
-            dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
+            x.copy_(self.all_gather(x).unflatten(-1, (self.size, -1)).amax(-2))
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
