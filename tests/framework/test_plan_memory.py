@@ -62,10 +62,10 @@ def test_keys_and_values_take_what_is_planned(cache: str, memory: str) -> None:
 def test_weights_take_what_is_planned(weights: str) -> None:
     chosen = parts("cache.kv.memory=20MiB", f"model.weights={weights}")
     network = cast(OPTDecoder, start(chosen).network)
-    in_network = sum(parameter.nbytes for parameter in network.parameters())
+    held = sum(parameter.nbytes for parameter in network.parameters())
     assert network.head is not None
     assert network.head.tokens.packed is not None
-    assert in_network + network.head.tokens.packed.nbytes == needs(chosen).weights
+    assert held + network.head.tokens.packed.nbytes == needs(chosen).weights
 
 
 def test_a_rank_asks_its_own_device_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:

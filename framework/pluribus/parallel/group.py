@@ -113,10 +113,8 @@ class TensorParallel:
         return x
 
     def all_largest(self, x: Tensor) -> Tensor:
-        """Return the largest of every rank's ``x``, number by number, in place."""
-        if self.size > 1:
-            x.copy_(self.all_gather(x).unflatten(-1, (self.size, -1)).amax(-2))
-        return x
+        """Return the largest of every rank's ``x``, a vector, number by number."""
+        return self.all_gather(x).view(self.size, -1).amax(0) if self.size > 1 else x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate every rank's ``x``, all of one shape, along the last dimension."""
