@@ -100,3 +100,12 @@ def test_results_that_are_read_late_are_those_of_their_step() -> None:
     cpu = cpu_worker(NUM_LAYERS)
     for generation in generations:
         assert_same(generation, alone(cpu, generation))
+
+
+def test_rows_that_pad_do_not_go_round() -> None:
+    stages = CudaStages(3)
+    run(engine(stages), [ask(number, PROMPT[:2], GREEDY) for number in range(3)])
+    for worker in stages.workers:
+        received = worker._decoding._received
+        assert not received[3:].any(), "nobody has sent more than three rows"
+    assert stages.workers[1]._decoding._received[:3].any()

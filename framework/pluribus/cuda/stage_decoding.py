@@ -34,7 +34,9 @@ class StageDecoding:
         self._share = share
         num_rows = self._padding = rank.state.padding
         self._columns = torch.zeros(2, num_rows, dtype=torch.int64, device=rank.device)
-        self._hidden = torch.zeros(num_rows, hidden_size, dtype=dtype, device=rank.device)
+        # Apart, or rows that pad would go round and round, and grow with every pass.
+        self._received = torch.zeros(num_rows, hidden_size, dtype=dtype, device=rank.device)
+        self._sent = torch.zeros_like(self._received)
         self._chosen = torch.zeros(num_rows, dtype=torch.int64, device=rank.device)
         self._last = torch.arange(num_rows, device=rank.device)
         self._sizes = sizes_up_to(num_rows, SIZES)
@@ -65,16 +67,16 @@ class StageDecoding:
         return Task(LogitsPlan.of(rows, self._rank.state), layout, ours[1])
 
     def embed(self, task: Task) -> Tensor:
-        """Return where the graph itself puts what it embeds."""
-        return self._hidden[: len(task.positions)]
+        """Return as much as anybody else receives: the graph itself embeds."""
+        return self._received[: len(task.positions)]
 
     def run(self, x: Tensor) -> Tensor:
         """Run the stage's layers on what has come from the stage before; return what to send."""
-        hidden = self._hidden[: len(x)]
         if not self._share.is_first:
-            hidden.copy_(x)
+            self._received[: len(x)] = x
         self._graphs.replay(self._size)
-        return hidden if self._share.is_last else hidden.clone()  # what is sent must not change
+        sent = self._sent[: len(x)]
+        return sent if self._share.is_last else sent.clone()  # what is sent must not change
 
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
         """Return the tokens that the last stage has chosen."""
@@ -90,14 +92,13 @@ class StageDecoding:
     def _run_pass(self, num_rows: int) -> None:
         network, store, sampler = self._rank.network, self._rank.store, self._rank.sampler
         slots, positions = self._columns[:, :num_rows]
-        hidden = self._hidden[:num_rows]
         store.begin_decode(slots, positions)
-        x = hidden
+        x = self._received[:num_rows]
         if self._share.is_first:
             x = network.embed(self._rank.state.tokens[slots, positions], positions)
         x = network(x, store)
         if not self._share.is_last:
-            hidden.copy_(x)
+            self._sent[:num_rows] = x
             return
         following = positions + 1
         chosen = sampler.draw(network.logits(x), slots, following)
