@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -102,10 +103,13 @@ class Checkpoint:
             assert wanted.items() <= self._expected.items(), "the network is of another shape"
         sizes = [part.target.numel() * self._stored[part.name].dtype.itemsize for part in parts]
         done, total = 0, sum(sizes)
+        from pluribus_opt.checkpoint.staging import staging_for
+
         in_order = sorted(zip(parts, sizes, strict=True), key=self._position)
+        put = staging_for([part.target for part in parts])
         for part, size in in_order:
             stored = self._stored[part.name]
-            part.fill(stored.dtype, stored.copy)
+            part.fill(stored.dtype, partial(stored.copy, put=put))
             stored.forget(part.index)
             done += size
             progress(done, total)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pluribus_opt.checkpoint.mapped import drop_pages
+from pluribus_opt.checkpoint.staging import Put, put
 
 Index: TypeAlias = tuple[slice, ...]
 
@@ -75,7 +76,7 @@ class StoredTensor:
         bounds = (one.indices(size) for one, size in zip(index, self.shape, strict=True))
         return tuple(slice(start, end) for start, end, _ in bounds)
 
-    def copy(self, index: Index, target: Tensor) -> None:
+    def copy(self, index: Index, target: Tensor, put: Put = put) -> None:
         """Copy a piece into ``target``, which has its shape and may differ in dtype and device.
 
         Only the blocks that hold some of the piece are touched, one at a time.
@@ -84,7 +85,7 @@ class StoredTensor:
         for block in self.blocks:
             if shared := block.overlap(region):
                 piece = block.data[shared[0]]
-                target[shared[1]].copy_(piece)
+                put(piece, target[shared[1]])
                 drop_pages(piece)
 
     def forget(self, index: Index) -> None:
