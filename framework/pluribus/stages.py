@@ -33,22 +33,15 @@ Tell = Callable[[Outcome], Result]
 
 
 class Stage(ABC):
-    """A rank's place among the stages.
-
-    The rows of a step enter and leave in one group or in several, one after another, the same on
-    every stage.
-    """
-
-    def begin(self, step: Step) -> None:  # noqa: B027 - the only stage has nothing to do
-        """Start a step."""
+    """A rank's place among the stages. Each step enters and leaves once, in order."""
 
     @abstractmethod
-    def enter(self, task: Task, embed: Embed) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Return what this rank's first layer takes, [num_tokens, hidden_size]."""
 
     @abstractmethod
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Take what its last layer returns; return what waits for the result of these rows.
+        """Take what its last layer returns; return what waits for the result of the step.
 
         The result is whole on the first and on the last stage, and empty between them.
         """
@@ -57,7 +50,7 @@ class Stage(ABC):
 class OnlyStage(Stage):
     """All layers on one rank, or shared by all ranks."""
 
-    def enter(self, task: Task, embed: Embed) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Embed the tokens."""
         return embed(task)
 
@@ -68,7 +61,7 @@ class OnlyStage(Stage):
 
 @dataclass(eq=False, slots=True)
 class Awaited:
-    """Rows of a step whose outcome is still to come from the last stage, or has."""
+    """A step whose outcome is still to come from the last stage, or has."""
 
     number: int
     task: Task
@@ -88,28 +81,23 @@ class FirstStage(Stage):
         self._ring = ring
         self._state = state
         self._tell = tell
-        self._num_needed = 0
         self._awaited: deque[Awaited] = deque()
         # Numbers of steps, by slot: the one that admitted it, and the last that samples for it.
         self._admitted: dict[int, int] = {}
         self._sampled: dict[int, int] = {}
 
-    def begin(self, step: Step) -> None:
-        """Note who moves in, and which steps' tokens this one begins from."""
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
+        """Wait for the tokens that the step begins from, and embed them."""
         self._ring.outlet.settle(step.num_read)
         for admission in step.admitted:
             self._admitted[admission.slot] = step.number
             self._sampled.pop(admission.slot, None)
         needed = max(self._sampled.get(row.slot, -1) for row in step.rows)
-        self._num_needed = max(needed + 1, step.num_read)
-
-    def enter(self, task: Task, embed: Embed) -> Tensor:
-        """Wait for the tokens that the step begins from, and embed them."""
-        self._receive_before(self._num_needed)
+        self._receive_before(max(needed + 1, step.num_read))
         return embed(task)
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Send the rows on; their result will come from the last stage."""
+        """Send the step on; its result will come from the last stage."""
         self._ring.outlet.send(hidden, step.number)
         self._sampled.update(dict.fromkeys(task.plan.owners, step.number))
         awaited = Awaited(step.number, task)
@@ -153,12 +141,9 @@ class LaterStage(Stage):
         self._hidden_size = hidden_size
         self._dtype = dtype
 
-    def begin(self, step: Step) -> None:
-        """Let go of what has arrived."""
-        self._ring.outlet.settle(step.num_read)
-
-    def enter(self, task: Task, embed: Embed) -> Tensor:
+    def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Wait for the stage before."""
+        self._ring.outlet.settle(step.num_read)
         shape = (len(task.positions), self._hidden_size)
         return self._ring.inlet.receive(shape, self._dtype)
 
@@ -167,7 +152,7 @@ class MiddleStage(LaterStage):
     """Hands on what it computes."""
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Send the rows on."""
+        """Send the step on."""
         self._ring.outlet.send(hidden, step.number)
         return _nothing
 
@@ -176,7 +161,7 @@ class LastStage(LaterStage):
     """Chooses tokens and tells the first stage."""
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
-        """Finish the rows and send back what came of them."""
+        """Finish the step and send back what came of it."""
         outcome = finish(task, hidden)
         for x in outcome.tensors():
             self._ring.outlet.send(x, step.number)

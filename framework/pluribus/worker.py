@@ -84,14 +84,9 @@ class Worker(Executor):
             self.store.admit(admission)
 
     def _pass_through(self, step: Step) -> Callable[[], StepResult]:
-        """Run the rows of a step."""
-        self.stage.begin(step)
-        return self._launch(step, step.rows)
-
-    def _launch(self, step: Step, rows: Sequence[Row]) -> Callable[[], StepResult]:
-        """Run rows from where they enter this rank to where they leave it."""
-        task = self._task(rows)
-        x = self.stage.enter(task, self._embed)
+        """Run the rows of a step, from where it enters this rank to where it leaves."""
+        task = self._task(step.rows)
+        x = self.stage.enter(step, task, self._embed)
         return self.stage.leave(step, task, self.network(x, self.store), self.head.finish)
 
     def _run(self, rows: Sequence[Row]) -> Outcome:

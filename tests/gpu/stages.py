@@ -45,8 +45,7 @@ class CudaStages(Executor):
 
     def submit(self, step: Step) -> Callable[[], StepResult]:
         """Run the step on every stage."""
-        first, *later = [worker.submit(step) for worker in self.workers]
-        self.later = later
+        first, *_ = [worker.submit(step) for worker in self.workers]
         return first
 
     def shutdown(self) -> None:

@@ -20,8 +20,6 @@ from gpu.tiny import (
     cpu_worker,
     engine,
     run,
-    run_while,
-    small_sizes,
 )
 from pluribus import Generation, SamplingParams
 from pluribus.cuda.graphs import Graphs
@@ -79,17 +77,17 @@ def test_a_pass_that_decodes_is_replayed_on_every_stage(monkeypatch: pytest.Monk
     assert num_passes == GREEDY.max_tokens - 1
 
 
-def test_what_the_middle_knows_of_a_mixed_step_is_nothing() -> None:
-    stages = CudaStages(3)
-    penalised = replace(GREEDY, frequency_penalty=0.4)
-    core = engine(stages)
+def test_what_cannot_be_replayed_is_launched_and_the_rest_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replayed: list[object] = []
+    monkeypatch.setattr(Graphs, "replay", lambda graphs, key, times=1: replayed.append(key))
+    core = engine(CudaStages(2))
     core.add(ask(0, PROMPT[:2], GREEDY))
-    core.add(ask(1, PROMPT[:2], penalised))
-    with small_sizes():
-        run_while(core, lambda: core.num_steps < 3)
-    middle, last = (read() for read in stages.later)
-    assert not middle.tokens
-    assert len(last.tokens) == 2
+    core.add(ask(1, PROMPT[:2], replace(GREEDY, frequency_penalty=0.4)))
+    run(core, [])
+    assert core.num_steps == GREEDY.max_tokens
+    assert not replayed
 
 
 def test_results_that_are_read_late_are_those_of_their_step() -> None:

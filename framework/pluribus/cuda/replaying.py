@@ -31,8 +31,7 @@ class Kind(Enum):
 class ReplayingWorker(Worker):
     """Runs steps as they are submitted, none waiting for the result of another.
 
-    The rows of a step run in groups, each in the way that suits it. Which those are, and in what
-    order, depends on nothing that ranks do not agree on.
+    How a row is run depends on nothing that ranks do not agree on.
     """
 
     state: CudaSlotState
@@ -108,9 +107,7 @@ def _merged(
     """Return the results of rows that ran in different ways, in row order."""
     tokens = {kind: iter(result.tokens) for kind, result in results.items()}
     logprobs = {kind: iter(result.logprobs) for kind, result in results.items()}
-    # Between the first and the last stage of a pipeline nobody knows any.
-    is_known = any(result.tokens for result in results.values())
-    sampled = [kind for row, kind in zip(rows, kinds, strict=True) if is_known and row.samples]
+    sampled = [kind for row, kind in zip(rows, kinds, strict=True) if row.samples]
     tells = any(result.logprobs for result in results.values())
     return StepResult(
         tokens=[next(tokens[kind]) for kind in sampled],

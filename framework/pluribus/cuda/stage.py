@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,11 +12,11 @@ from pluribus.interfaces import KVShape, ModelSpec, Network, Place
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.logits_plan import Outcome
 from pluribus.stages import stage_of
-from pluribus.step import Row, Step
+from pluribus.step import Step
 
 
 class CudaStageWorker(ReplayingWorker):
-    """Replays what lies between receiving and sending; those and prompts are launched.
+    """Replays what lies between receiving and sending where all rows decode; launches the rest.
 
     Args:
         network, store, spec, shape, device: see Worker.
@@ -47,13 +46,10 @@ class CudaStageWorker(ReplayingWorker):
         return self.rank.arrivals.bring(outcome)
 
     def _pass_through(self, step: Step) -> Result:
-        self.stage.begin(step)
-        return self._run_groups(step.rows, partial(self._run_group, step))
-
-    def _run_group(self, step: Step, kind: Kind, rows: Sequence[Row]) -> Result:
-        if kind is not Kind.DECODED:
-            return self._launch(step, rows)
+        # All together: apart, what decodes and what does not would each read all weights.
+        if any(self._kind(row) is not Kind.DECODED for row in step.rows):
+            return super()._pass_through(step)
         decoding = self._decoding
-        task = decoding.begin(rows)
-        x = self.stage.enter(task, decoding.embed)
+        task = decoding.begin(step.rows)
+        x = self.stage.enter(step, task, decoding.embed)
         return self.stage.leave(step, task, decoding.run(x), decoding.finish)
