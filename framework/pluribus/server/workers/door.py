@@ -67,6 +67,8 @@ class Door:
 
     def close(self) -> None:
         """Accept no more, for good."""
+        if self._is_closed:
+            return
         self._shut()
         self._is_closed = True
         self._listener.close()

@@ -68,7 +68,10 @@ class WorkerPool(Speaker):
             asyncio.create_task(self._keep(index, on_open)) for index in range(self._num_workers)
         ]
         # If one is given up, the others go on until they are told to finish.
-        await asyncio.gather(*self._keepers)
+        done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
+        for keeper in done:
+            if not keeper.cancelled():
+                keeper.result()
 
     async def close(self) -> None:
         self._is_closing = True
