@@ -69,7 +69,10 @@ def register_response_caches() -> Mapping[str, type[ResponseCache]] | None:
 
 @hookspec
 def register_routes(service: Front) -> Sequence[BaseRoute] | None:
-    """Offer HTTP routes beside ours. Called once, when the HTTP application is made."""
+    """Offer HTTP routes beside ours.
+
+    Called once in each process that speaks HTTP, when its application is made.
+    """
 
 
 @hookspec
