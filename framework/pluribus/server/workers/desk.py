@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
 from structlog.contextvars import bound_contextvars
 
 from pluribus.engine.async_channel import AsyncChannel
@@ -30,6 +31,8 @@ from pluribus.server.workers.messages import (
     refusal,
 )
 from pluribus.service import Service
+
+log = structlog.stdlib.get_logger(__name__)
 
 WorkerChannel = AsyncChannel[FromFirst, FromWorker]
 
@@ -144,7 +147,10 @@ class Desk:
         try:
             with bound_contextvars(request_id=message.request_id):
                 reply = self._service.ask(query, message.tenant)
-        except PluribusError as error:
+        except Exception as error:
+            if not isinstance(error, PluribusError):
+                log.exception("request failed", request_id=message.request_id)
+                error = PluribusError("the first process could not begin it; its log says why")
             self._channel.send(Told((refusal(message.id, error),)))
             return
         self._relays[message.id] = relay = Relay(message.id, reply, self._note)

@@ -96,7 +96,7 @@ class Leave(Message, frozen=True):
 class Trouble(msgspec.Struct, frozen=True, array_like=True):
     """An error that ends an answer."""
 
-    kind: Literal["request", "queue", "engine"]
+    kind: Literal["request", "queue", "engine", "unexpected"]
     message: str
     param: str | None = None
     is_tenant: bool = False
@@ -109,7 +109,7 @@ class Trouble(msgspec.Struct, frozen=True, array_like=True):
             return cls("queue", str(error), None, error.is_tenant, error.retry_after)
         if isinstance(error, RequestError):
             return cls("request", str(error), error.param)
-        return cls("engine", str(error))
+        return cls("engine" if isinstance(error, EngineError) else "unexpected", str(error))
 
     def error(self) -> PluribusError:
         """Return the error it was made of."""
@@ -119,7 +119,7 @@ class Trouble(msgspec.Struct, frozen=True, array_like=True):
             )
         if self.kind == "request":
             return RequestError(self.message, param=self.param)
-        return EngineError(self.message)
+        return EngineError(self.message) if self.kind == "engine" else PluribusError(self.message)
 
 
 class Gain(Output, frozen=True):

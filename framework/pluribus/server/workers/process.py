@@ -38,6 +38,8 @@ from pluribus.server.workers.messages import (
 )
 from pluribus.server.workers.remote import FirstChannel, RemoteFront, RemoteMeter
 
+log = structlog.stdlib.get_logger(__name__)
+
 
 def main() -> None:
     """Serve with the sockets whose numbers are in ``sys.argv``; end with the first process."""
@@ -84,9 +86,16 @@ class _Worker:
     async def work(self, messages: AsyncIterator[FromFirst]) -> None:
         """Serve until told to finish."""
         listening = asyncio.create_task(self._listen(messages))
-        await self._server.serve([])
+        serving = asyncio.create_task(self._server.serve([]))
+        await asyncio.wait((listening, serving), return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            # Nobody answers any more what connections here wait for.
+            if error := listening.exception():
+                log.error("the first process cannot be understood", exc_info=error)
+            os._exit(1)
         listening.cancel()
         self._channel.close()
+        serving.result()
 
     async def _listen(self, messages: AsyncIterator[FromFirst]) -> None:
         async for message in messages:
@@ -97,7 +106,6 @@ class _Worker:
                     self._server.should_exit = True
                 case _:
                     self._front.hear(message)
-        os._exit(1)  # nobody answers any more what connections here wait for
 
 
 if __name__ == "__main__":

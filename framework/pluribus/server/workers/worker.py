@@ -103,7 +103,7 @@ class Worker:
                     case _:
                         self._desk.hear(message)
         except msgspec.MsgspecError:
-            log.exception("an HTTP worker talks nonsense", worker=self.index)
+            log.exception("an HTTP worker says what nobody understands", worker=self.index)
         finally:
             watching.cancel()
 
