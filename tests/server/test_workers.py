@@ -176,7 +176,7 @@ def test_limits_are_the_server_s_and_keys_and_tls_hold_at_every_worker(
         assert server.workers_that_answered() == {0, 1}
 
 
-QUESTION = LONG | {"max_tokens": 600}
+QUESTION = LONG | {"max_tokens": 300}
 
 
 def streams_at_both(stack: ExitStack, server: Server, url: str) -> list[Any]:
@@ -189,7 +189,7 @@ def streams_at_both(stack: ExitStack, server: Server, url: str) -> list[Any]:
 
 def test_a_worker_that_is_killed_takes_its_own_connections_with_it_and_comes_back() -> None:
     with two_workers("engine.max_restarts=0", HOLDS) as (server, url), ExitStack() as stack:
-        expected = ask(url, QUESTION)
+        expected = ask(url, PROMPT)
         streams = streams_at_both(stack, server, url)
         server.engine().suspend()
         assert metric(url, "generations_running") == 4
@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_takes_its_own_connections_with_it_and_comes_bac
         assert metric(url, "kv_cache_used_tokens") == 0
         assert metric(url, "engine_restarts_total") == 0
         assert other in server.workers()
-        assert [ask(url, QUESTION) for _ in range(2)] == [expected] * 2
+        assert [ask(url, PROMPT) for _ in range(2)] == [expected] * 2
 
 
 def test_no_connection_is_refused_while_all_workers_are_dead() -> None:

@@ -62,9 +62,9 @@ class RemoteDraft(Draft):
             raise self.error
 
     def deliver(self) -> None:
-        if not self.is_delivered:
-            self.is_delivered = True
+        if not (self.is_delivered or self.is_over):
             self.send(Delivered(self.id))
+        self.is_delivered = True
 
     def take(self, gain: Gain) -> None:
         """Take what has come of it."""
