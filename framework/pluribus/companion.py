@@ -44,6 +44,11 @@ class Companion:
         """The process's id."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, minus the signal that ended it; None while it runs."""
+        return self._process.returncode
+
     async def wait(self) -> None:
         """Wait until it has ended."""
         await self._process.wait()

@@ -13,7 +13,14 @@ import pytest
 from framework.counting import CountingExecutor
 from framework.distant import Distant, run_distant
 from framework.front import on_executors, parts, run
-from pluribus import EngineError, FinishReason, QueueFullError, SamplingParams
+from pluribus import (
+    EngineError,
+    FinishReason,
+    PluribusError,
+    Query,
+    QueueFullError,
+    SamplingParams,
+)
 from pluribus.front import Front
 from pluribus.plugins import Plugins
 from pluribus.reply import Completion
@@ -30,6 +37,7 @@ from pluribus.server.workers.remote import RemoteFront
 from pluribus.service import Service
 from pluribus.tenants import ANONYMOUS, Tenant
 from pluribus_caches.response.lru import LRUConfig, LRUResponseCache
+from pluribus_caches.response.none import NoResponseCache, NoResponseCacheConfig
 
 PROMPT = [0, 11]
 ENDING = [30, 11, 12]
@@ -249,6 +257,27 @@ def test_health_and_metrics_are_the_service_s() -> None:
             assert front.started == distant.service.started
 
     run_distant(test, on_executors(CountingExecutor()), parts())
+
+
+class Broken(NoResponseCache):
+    """Fails where another would find nothing."""
+
+    def get(self, query: Query) -> None:
+        if query.params == SEEDED:
+            raise ZeroDivisionError
+
+
+def test_what_nobody_foresaw_fails_one_request_alone() -> None:
+    async def test(distant: Distant) -> None:
+        async with distant.worker() as front:
+            with front.ask(front.query(PROMPT, SEEDED)) as reply:
+                with pytest.raises(PluribusError, match="the first process could not") as caught:
+                    await reply.begun()
+                assert type(caught.value) is PluribusError, "which HTTP does not foresee either"
+            await answer(front, LONG)
+
+    cache = Broken(NoResponseCacheConfig())
+    run_distant(test, on_executors(CountingExecutor()), parts(response_cache=cache))
 
 
 class Noting:

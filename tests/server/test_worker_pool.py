@@ -27,6 +27,8 @@ from server.fakes import FakeService
 class NoProcess:
     """Notes that it was killed."""
 
+    exit_code = None
+
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
 

@@ -123,6 +123,15 @@ def test_the_answers_are_those_of_one_process_whoever_gives_them() -> None:
     assert server.log().count('"serving ') == 1
 
 
+def test_what_a_client_leaves_is_given_back_at_once() -> None:
+    with two_workers() as (_, url):
+        with ExitStack() as stack:
+            for prompt in PROMPTS[:2]:
+                stack.enter_context(streaming(url, LONG | {"prompt": prompt})).await_text()
+        until(lambda: metric(url, "cancellations_total") == 2, 2)
+        assert until(lambda: metric(url, "kv_cache_used_tokens") == 0) < 2
+
+
 def test_metrics_add_up_whoever_tells_them() -> None:
     with two_workers() as (server, url):
         for _ in range(NUM_TRIES):

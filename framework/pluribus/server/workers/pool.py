@@ -92,7 +92,7 @@ class WorkerPool(Speaker):
         """Run one worker after another, until closed or there have been too many."""
         restarts = Restarts(MAX_RESTARTS)
         while True:
-            await self._run(index, on_open)
+            exit_code = await self._run(index, on_open)
             if self._is_closing:
                 return
             if not restarts.is_allowed(time.monotonic()):
@@ -100,10 +100,10 @@ class WorkerPool(Speaker):
                     f"HTTP worker {index} has died {MAX_RESTARTS + 1} times within ten minutes"
                 )
             self._metrics.http_worker_restarts.inc()
-            log.error("an HTTP worker died: starting another", worker=index)
+            log.error("an HTTP worker died: starting another", worker=index, exit_code=exit_code)
 
-    async def _run(self, index: int, on_open: Callable[[], None]) -> None:
-        """Run one worker to its end."""
+    async def _run(self, index: int, on_open: Callable[[], None]) -> int | None:
+        """Run one worker to its end, and return its exit code."""
         start = Start(
             PROTOCOL_VERSION,
             index,
@@ -120,6 +120,7 @@ class WorkerPool(Speaker):
             await worker.end()
         if worker.refusal is not None:
             raise PluribusError(worker.refusal)
+        return worker.exit_code
 
     def _on_ready(self, index: int, on_open: Callable[[], None]) -> None:
         if self._missing:

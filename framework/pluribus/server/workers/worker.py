@@ -63,6 +63,11 @@ class Worker:
         self._desk = desk
         self._has_spoken = asyncio.Event()
 
+    @property
+    def exit_code(self) -> int | None:
+        """What the process ended with; see ``Companion``."""
+        return self._process.exit_code
+
     @classmethod
     async def start(cls, start: Start, make_desk: Callable[[WorkerChannel], Desk]) -> Worker:
         """Start a process, which is told ``start``."""
