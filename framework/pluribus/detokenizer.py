@@ -64,6 +64,23 @@ class Detokenizer:
         return self._held.find(stop, max(0, self._num_exempt - len(stop) + 1))
 
 
+class Unread(Detokenizer):
+    """Makes no text: the answer is read as text elsewhere, and no stop string may end it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.is_stopped = False
+
+    def fresh(self) -> Detokenizer:
+        return self
+
+    def append(self, tokens: Sequence[int], *, may_stop: bool = True) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 def _beginning(text: str, stop: str) -> int:
     """Return where ``text`` may end in the beginning of ``stop``, or its length."""
     at = text.find(stop[0], max(0, len(text) - len(stop) + 1))

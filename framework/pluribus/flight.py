@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pluribus.detokenizer import Detokenizer
@@ -15,27 +16,22 @@ from pluribus.tenants import Tenant
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Flight:
-    """One generation and what has come of it. Belongs to one event loop.
+class Draft:
+    """An answer as far as it is known. Belongs to one event loop.
 
     Attributes:
-        query: what its answer depends on.
-        tenant: who asked for it first, and is charged.
-        submit: the message that starts it, and starts it again if an engine dies.
+        query: what it depends on.
         detokenizer: makes its text.
         tokens, logprobs, prompt_logprobs, finish_reason, timing: as far as they are known.
         error: why there will be no answer, or None.
-        listeners: set at every change, one for each who waits for it.
+        listeners: called at every change, one for each who waits for it.
         over: set when nothing more will come.
         is_delivered: something of it has been shown to somebody, so it cannot start again.
-        num_attempts: engines that have had it.
-        began, advanced: when it was asked for and when its last token came, in seconds on the
-            monotonic clock; for the observer.
+        num_restarts: how often it has started again.
+        cached: whether the response cache had it.
     """
 
     query: Query
-    tenant: Tenant
-    submit: Submit
     detokenizer: Detokenizer
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -44,10 +40,9 @@ class Flight:
     timing: Timing | None = None
     error: PluribusError | None = None
     is_delivered: bool = False
-    num_attempts: int = 0
-    began: float = field(default_factory=time.monotonic)
-    advanced: float | None = None
-    listeners: set[asyncio.Event] = field(default_factory=set)
+    num_restarts: int = 0
+    cached: bool = False
+    listeners: set[Callable[[], None]] = field(default_factory=set)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -83,18 +78,16 @@ class Flight:
         self.logprobs += output.logprobs[len(output.tokens) :]
         return None
 
-    def land(self, answer: Answer) -> None:
-        """Take a whole answer that was remembered."""
-        self.extend(
-            Output(
-                self.submit.id,
-                answer.tokens,
-                answer.logprobs,
-                answer.prompt_logprobs,
-                answer.finish_reason,
-                None,
-            )
-        )
+    async def begun(self) -> None:
+        """Wait until it is certain that the answer was begun, and ``cached`` tells from where.
+
+        Raises:
+            PluribusError: it was refused.
+        """
+
+    def deliver(self) -> None:
+        """Something of it is shown to somebody."""
+        self.is_delivered = True
 
     def fail(self, error: PluribusError) -> None:
         """End without an answer."""
@@ -105,11 +98,12 @@ class Flight:
     def restart(self) -> None:
         """Forget what a dead engine brought; nobody has seen any of it."""
         assert not self.is_delivered
+        self.num_restarts += 1
         self.tokens.clear()
         self.logprobs.clear()
         self.prompt_logprobs = ()
-        self.advanced = None
         self.detokenizer = self.detokenizer.fresh()
+        self._notify()
 
     def answer(self) -> Answer:
         """Return the whole answer, once it is there."""
@@ -128,5 +122,42 @@ class Flight:
         self._notify()
 
     def _notify(self) -> None:
-        for event in self.listeners:
-            event.set()
+        for listener in self.listeners:
+            listener()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Flight(Draft):
+    """A generation under way, and what has come of it.
+
+    Attributes:
+        tenant: who asked for it first, and is charged.
+        submit: the message that starts it, and starts it again if an engine dies.
+        num_attempts: engines that have had it.
+        began, advanced: when it was asked for and when its last token came, in seconds on the
+            monotonic clock; for the observer.
+    """
+
+    tenant: Tenant
+    submit: Submit
+    num_attempts: int = 0
+    began: float = field(default_factory=time.monotonic)
+    advanced: float | None = None
+
+    def land(self, answer: Answer) -> None:
+        """Take a whole answer that was remembered."""
+        self.cached = True
+        self.extend(
+            Output(
+                self.submit.id,
+                answer.tokens,
+                answer.logprobs,
+                answer.prompt_logprobs,
+                answer.finish_reason,
+                None,
+            )
+        )
+
+    def restart(self) -> None:
+        Draft.restart(self)  # slots make a new class, which super() does not know
+        self.advanced = None

@@ -21,7 +21,7 @@ from pluribus.interfaces import Batcher, KVCache, Launcher, Model, Parallelism, 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 API_VERSION = 1
 
@@ -68,8 +68,11 @@ def register_response_caches() -> Mapping[str, type[ResponseCache]] | None:
 
 
 @hookspec
-def register_routes(service: Service) -> Sequence[BaseRoute] | None:
-    """Offer HTTP routes beside ours. Called once, when the HTTP application is made."""
+def register_routes(service: Front) -> Sequence[BaseRoute] | None:
+    """Offer HTTP routes beside ours.
+
+    Called once in each process that speaks HTTP, when its application is made.
+    """
 
 
 @hookspec

@@ -20,12 +20,13 @@ from pluribus import runtime
 from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
 from pluribus.engine.core import EngineCore
 from pluribus.errors import ConfigError, EngineError, RequestError
+from pluribus.front import Prompt
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Progress, Query
 from pluribus.plugins import Plugins, discover
 from pluribus.replicas import engine_configs
 from pluribus.reply import Completion
-from pluribus.service import Prompt, Service
+from pluribus.service import Service
 
 __all__ = ["Completion", "Engine", "print_answer"]
 

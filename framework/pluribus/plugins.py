@@ -39,7 +39,7 @@ from pluribus.plugin_contract import (
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 __all__ = [
     "BATCHER",
@@ -133,7 +133,7 @@ class Plugins:
                 f"{_describe(error)}; {source.remedy}"
             ) from error
 
-    def routes(self, service: Service) -> list[BaseRoute]:
+    def routes(self, service: Front) -> list[BaseRoute]:
         """Return the HTTP routes that plugins offer beside ours.
 
         Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pluribus.engine.messages import Timing
-from pluribus.flight import Flight
+from pluribus.flight import Draft
 from pluribus.generation import FinishReason, TokenLogprobs
 
 
@@ -63,15 +63,18 @@ class Reply:
     ...     print(reply.completion(prompt).text)
     """
 
-    def __init__(
-        self, flight: Flight, abandon: Callable[[Flight], None], *, cached: bool = False
-    ) -> None:
+    def __init__(self, flight: Draft, abandon: Callable[[], None]) -> None:
         self.flight = flight
-        self.cached = cached
         self._abandon = abandon
         self._changed = asyncio.Event()
         self._changed.set()
-        flight.listeners.add(self._changed)
+        self._listener: Callable[[], object] = self._changed.set
+        flight.listeners.add(self._listener)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the response cache had it, once it has begun."""
+        return self.flight.cached
 
     def __enter__(self) -> Reply:
         return self
@@ -86,8 +89,22 @@ class Reply:
 
     def close(self) -> None:
         """Listen no more."""
-        self.flight.listeners.discard(self._changed)
-        self._abandon(self.flight)
+        self.flight.listeners.discard(self._listener)
+        self._abandon()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called at every change, instead of waiting for them."""
+        self.flight.listeners.discard(self._listener)
+        self._listener = listener
+        self.flight.listeners.add(listener)
+
+    async def begun(self) -> None:
+        """Wait until it is certain that the answer was begun, and ``cached`` is.
+
+        Raises:
+            PluribusError: it was refused.
+        """
+        await self.flight.begun()
 
     async def wait(self) -> None:
         """Wait until the answer is complete.
@@ -120,7 +137,7 @@ class Reply:
             text = flight.detokenizer.text
             if flight.finish_reason is None and len(text) == num_chars:
                 continue
-            flight.is_delivered = True
+            flight.deliver()
             delta = Delta(
                 text[num_chars:],
                 tuple(flight.tokens[num_tokens:]),

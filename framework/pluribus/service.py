@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import reprlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
-from pluribus.detokenizer import Detokenizer
+from pluribus.detokenizer import Detokenizer, Unread
 from pluribus.engine.client import EngineHost
 from pluribus.engine.messages import Output, Refused, Stepped, Submit
 from pluribus.errors import (
@@ -25,6 +25,7 @@ from pluribus.errors import (
 )
 from pluribus.fleet import Fleet
 from pluribus.flight import Flight
+from pluribus.front import Front, Health
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Query
 from pluribus.observer import Refusal, ServiceObserver
@@ -40,34 +41,30 @@ MAX_ATTEMPTS = 2
 
 _random = random.SystemRandom()
 
-Prompt = str | Sequence[int]
 
-
-class Service:
+class Service(Front):
     """Answers prompts through engines that may die and come back. Belongs to one event loop.
 
     Args:
         parts: what is served; see ``runtime.assemble``.
         plugins: for ``/plugins``.
         hosts: where engines run, one for each replica.
+        reads_answers: whether those who ask want text; where not, only what stop strings may
+            end is read.
 
     Attributes:
-        spec: what is served.
-        fingerprint: the model's; part of what answers depend on.
         fleet: keeps the engines running and spreads generations over them.
         observer: told of what happens; of nobody's interest until it is set.
     """
 
-    def __init__(self, parts: Parts, plugins: Plugins, *hosts: EngineHost) -> None:
-        self.parts = parts
-        self.plugins = plugins
+    def __init__(
+        self, parts: Parts, plugins: Plugins, *hosts: EngineHost, reads_answers: bool = True
+    ) -> None:
+        super().__init__(parts, plugins, len(hosts))
         self.observer = ServiceObserver()
-        self.spec = parts.model.spec
-        self.fingerprint = parts.model.fingerprint
         router = _router(parts, len(hosts))
         self.fleet = Fleet(self.spec.name, hosts, parts.engine, router, self)
-        self._tokenizer = parts.model.tokenizer()
-        self._num_empty = len(self._tokenizer.encode(""))
+        self._reads_answers = reads_answers
         self._cache = parts.response_cache
         for request in self._cache.pinned:
             self._cache.pin(self._pinned_query(request))
@@ -80,12 +77,6 @@ class Service:
     def status(self) -> Status:
         """Where the service is in its life."""
         return self.fleet.status
-
-    @property
-    def max_flights(self) -> int:
-        """Generations that may wait or run at once."""
-        max_running: int = self.parts.batcher_config.max_batch_size
-        return (self.parts.queue.max_size + max_running) * len(self.fleet.replicas)
 
     @property
     def num_flights(self) -> int:
@@ -103,7 +94,7 @@ class Service:
         while self._flights and (left := deadline - time.monotonic()) > 0:
             flight = next(iter(self._flights.values()))
             with (
-                Reply(flight, self._abandon) as reply,
+                self._reply(flight) as reply,
                 contextlib.suppress(TimeoutError, PluribusError),
             ):
                 await asyncio.wait_for(reply.wait(), left)
@@ -115,13 +106,15 @@ class Service:
             self._end(flight, EngineError("the service was stopped before the answer was complete"))
         await self.fleet.stop()
 
-    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
-        """Begin an answer, or join one that is under way and must come out the same.
+    async def health(self) -> Health:
+        fleet = self.fleet
+        return Health(
+            status=fleet.status,
+            is_advancing=fleet.is_advancing(),
+            replicas=tuple(replica.supervisor.status for replica in fleet.replicas),
+        )
 
-        Raises:
-            EngineError: the service is loading, stopping or has failed.
-            QueueFullError: too many are waiting.
-        """
+    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
         if self.status.state is not State.READY:
             self.observer.request_refused(Refusal.NOT_READY)
             raise EngineError(f"the service is {self.status.state}: {self.status.detail}")
@@ -129,97 +122,14 @@ class Service:
             flight = self._flight(query, tenant)
             flight.land(answer)
             self.observer.response_cache_hit()
-            return Reply(flight, self._abandon, cached=True)
+            return self._reply(flight)
         if (shared := self._shared.get(query)) is not None:
             self.observer.generation_shared()
-            return Reply(shared, self._abandon)
-        return Reply(self._begin(query, tenant), self._abandon)
+            return self._reply(shared)
+        return self._reply(self._begin(query, tenant))
 
-    def query(self, prompt: Prompt, params: SamplingParams, *, fit: bool = False) -> Query:
-        """Return what the answer will depend on. Encodes, so not for an event loop.
-
-        Args:
-            prompt: text, or token ids that are used as they are.
-            params: how to choose tokens.
-            fit: lower ``max_tokens`` to the room the prompt leaves, for callers who did not
-                choose it.
-
-        Raises:
-            RequestError: the prompt is no prompt, empty or too long, or ids are not the model's.
-        """
-        ids = self._prompt_ids(prompt, params)
-        room = self.spec.max_length - len(ids)
-        if fit:
-            params = replace(params, max_tokens=min(params.max_tokens, room))
-        if params.max_tokens > room:
-            raise RequestError(
-                f"max_tokens: {params.max_tokens} is more than the {room} that fit after a prompt "
-                f"of {len(ids)} tokens; {self.spec.name} takes {self.spec.max_length} tokens of "
-                "prompt and answer together",
-                param="max_tokens",
-            )
-        self._check_ids("logit_bias", (id_ for id_, _ in params.logit_bias))
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        return Query(self.fingerprint, ids, params)
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a prompt, beginning-of-text included.
-
-        Raises:
-            RequestError: the text is not valid Unicode.
-        """
-        return self._tokenizer.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids.
-
-        Raises:
-            RequestError: an id is not the model's.
-        """
-        self._check_ids("tokens", ids)
-        return self._tokenizer.decode(ids)
-
-    def token_bytes(self, id_: int) -> bytes:
-        """Return what one token adds to a text."""
-        return self._tokenizer.token_bytes(id_)
-
-    def _prompt_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
-        longest = self.spec.max_length - (1 if params.max_tokens else 0)
-        if isinstance(prompt, str):
-            # What is hopelessly long is not worth the time that encoding it takes.
-            self._check_length(self._tokenizer.min_num_tokens(prompt), longest, "at least ")
-            ids, num_empty = tuple(self.encode(prompt)), self._num_empty
-        elif isinstance(prompt, list | tuple):
-            ids, num_empty = tuple(prompt), 0
-        else:
-            raise RequestError(
-                "prompt: must be text, or a list of token ids such as [2, 5, 9], "
-                f"got {reprlib.repr(prompt)}",
-                param="prompt",
-            )
-        if len(ids) <= num_empty:
-            raise RequestError("prompt: must not be empty", param="prompt")
-        self._check_length(len(ids), longest)
-        self._check_ids("prompt", ids)
-        return ids
-
-    def _check_length(self, num_tokens: int, longest: int, about: str = "") -> None:
-        if num_tokens > longest:
-            raise RequestError(
-                f"prompt: {about}{num_tokens} tokens are too many; {self.spec.name} takes "
-                f"{self.spec.max_length} tokens of prompt and answer together, so at most "
-                f"{longest} of prompt",
-                param="prompt",
-            )
-
-    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
-        limit = self.spec.num_token_ids
-        for id_ in ids:
-            if type(id_) is not int or not 0 <= id_ < limit:
-                raise RequestError(
-                    f"{param}: token ids must be from 0 to {limit - 1}, got {reprlib.repr(id_)}",
-                    param=param,
-                )
+    def _reply(self, flight: Flight) -> Reply:
+        return Reply(flight, partial(self._abandon, flight))
 
     def _pinned_query(self, request: dict[str, Any]) -> Query:
         fields = dict(request)
@@ -304,8 +214,15 @@ class Service:
             salt=tenant.name,
             request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
         )
-        text = Detokenizer(self._tokenizer, query.prompt, params.stop)
-        return Flight(query=query, tenant=tenant, submit=submit, detokenizer=text)
+        return Flight(
+            query=query, tenant=tenant, submit=submit, detokenizer=self._detokenizer(query)
+        )
+
+    def _detokenizer(self, query: Query) -> Detokenizer:
+        # Where an answer ends is decided once, for all who wait for it.
+        if self._reads_answers or query.params.stop:
+            return Detokenizer(self._tokenizer, query.prompt, query.params.stop)
+        return Unread()
 
     def _launch(self, flight: Flight) -> None:
         flight.num_attempts += 1

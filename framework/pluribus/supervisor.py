@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,12 +24,11 @@ from pluribus.engine.messages import (
 )
 from pluribus.errors import EngineError
 from pluribus.progress import Report, report_progress
+from pluribus.restarts import Restarts
 from pluribus.runtime import EngineConfig
 
 logger = logging.getLogger(__name__)
 
-RESTART_WINDOW = 600.0
-"""Seconds over which restarts are counted."""
 STOP_TIMEOUT = 5.0
 """Seconds that an engine may take to end by itself once it has been told to."""
 GRACE = 0.1
@@ -103,7 +101,7 @@ class Supervisor:
         self._watchers: list[Callable[[Status], None]] = []
         self._client: EngineClient | None = None
         self._life: asyncio.Task[None] | None = None
-        self._restarts: deque[float] = deque()
+        self._restarts = Restarts(config.max_restarts)
         self._is_loaded = False
         self._has_served = False
         self._has_work = asyncio.Event()
@@ -238,14 +236,10 @@ class Supervisor:
 
     def _recover(self, death: Died) -> None:
         """Give up, or say that another engine is coming."""
-        now = time.monotonic()
-        while self._restarts and now - self._restarts[0] > RESTART_WINDOW:
-            self._restarts.popleft()
-        if death.is_final or len(self._restarts) >= self._config.max_restarts:
+        if death.is_final or not self._restarts.is_allowed(time.monotonic()):
             self.is_refused = death.is_final and not self._has_served
             self._change(State.FAILED, death.message)
         else:
-            self._restarts.append(now)
             self.num_restarts += 1
             logger.error("the engine died: %s; starting another", death.message)
             self._change(State.LOADING, f"restarting, as the engine died: {death.message}")

@@ -32,6 +32,7 @@ from pluribus.engine.messages import (
     Timing,
 )
 from pluribus.errors import PluribusError
+from pluribus.front import Prompt
 from pluribus.generation import FinishReason, SamplingParams, TokenLogprobs
 from pluribus.interfaces import ModelSpec, Query, ResponseCache
 from pluribus.plugins import Plugins
@@ -41,7 +42,7 @@ from pluribus.server.app import create_app
 from pluribus.server.auth import Keyring
 from pluribus.server.config import ServerConfig
 from pluribus.server.run import address, bind
-from pluribus.service import Prompt, Service
+from pluribus.service import Service
 from pluribus.supervisor import State, Status
 from pluribus.tenants import ANONYMOUS, Tenant
 from pluribus_batchers.bucket import BucketConfig

@@ -68,8 +68,21 @@ class Server:
 
     def engines(self) -> list[psutil.Process]:
         """Return the engines' processes, the eldest first."""
-        engines = psutil.Process(self.process.pid).children()
-        return sorted(engines, key=lambda engine: (engine.create_time(), engine.pid))
+        return [process for process in self.processes() if not is_worker(process)]
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes that speak HTTP for it, the eldest first."""
+        return [process for process in self.processes() if is_worker(process)]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that it has started, the eldest first."""
+        started = psutil.Process(self.process.pid).children()
+        return sorted(started, key=lambda process: (process.create_time(), process.pid))
+
+    def workers_that_answered(self) -> set[int]:
+        """Return the workers that have logged a request."""
+        records = [json.loads(line) for line in list(self._lines) if line.startswith("{")]
+        return {record["worker"] for record in records if record["event"] == "request"}
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the front."""
@@ -78,6 +91,11 @@ class Server:
     def exit_code(self) -> int:
         """Wait for the end."""
         return self.process.wait(LIMIT)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process speaks HTTP for another."""
+    return "pluribus.server.workers.process" in process.cmdline()
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pluribus.server.config import AuthConfig, ServerConfig
     [
         ({"port": -1}, r"server\.port must be 0\.\.65535, got -1"),
         ({"port": 65536}, r"server\.port must be 0\.\.65535, got 65536"),
+        ({"workers": 0}, r"server\.workers must be 1\.\.64, got 0"),
+        ({"workers": 65}, r"server\.workers must be 1\.\.64, got 65"),
         ({"max_body_bytes": 0}, r"server\.max_body_bytes must be 1 or more, got 0"),
         ({"shutdown_timeout": -1}, r"server\.shutdown_timeout must be 0 or more seconds, got -1"),
         ({"shutdown_timeout": float("nan")}, r"server\.shutdown_timeout must be 0 or more"),

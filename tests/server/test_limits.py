@@ -18,8 +18,9 @@ import uvicorn
 from pluribus.errors import QueueFullError
 from pluribus.server.app import create_app
 from pluribus.server.config import ServerConfig
+from pluribus.server.http import uvicorn_config
 from pluribus.server.limits import MAX_HEADERS
-from pluribus.server.run import address, bind, uvicorn_config
+from pluribus.server.run import address, bind
 from pluribus.service import Service
 from server.fakes import FakeService, client_of, refusing
 
@@ -32,7 +33,7 @@ def serving(service: Service | None = None, **settings: Any) -> Iterator[str]:
     config = ServerConfig(port=0, **settings)
     app = create_app(service or FakeService(), config)
     with bind(config) as listener:
-        server = uvicorn.Server(uvicorn_config(app, config))
+        server = uvicorn.Server(uvicorn_config(app, config, config.max_connections))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

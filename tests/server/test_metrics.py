@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from pluribus.engine.messages import Ready, Stats, Stepped
 from pluribus.generation import SamplingParams
 from pluribus.server.config import ServerConfig
-from pluribus.server.metrics import MAX_TENANTS, OTHER
+from pluribus.server.meter import OTHER
+from pluribus.server.metrics import MAX_TENANTS
 from pluribus.supervisor import State
 from pluribus_caches.response.lru import LRUResponseCache
 from server.fakes import CONTINUATION, FakeService, client_of, listening
@@ -32,6 +33,8 @@ NAMES = {
     "pluribus_generations_running": "gauge",
     "pluribus_generations_total": "counter",
     "pluribus_generations_waiting": "gauge",
+    "pluribus_http_worker_restarts_total": "counter",
+    "pluribus_http_workers": "gauge",
     "pluribus_inter_token_latency_seconds": "histogram",
     "pluribus_kv_cache_capacity_tokens": "gauge",
     "pluribus_kv_cache_used_tokens": "gauge",

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pluribus.errors import ConfigError
 from pluribus.server.app import create_app
 from pluribus.server.config import ServerConfig, TlsConfig
-from pluribus.server.run import address, bind, run_server, uvicorn_config
+from pluribus.server.http import uvicorn_config
+from pluribus.server.run import address, bind, run_server
 from pluribus.server.tls import check_tls
 from pluribus.supervisor import State
 from server.fakes import FakeService
@@ -61,7 +62,7 @@ def test_it_is_served_over_tls(issued: Issued, is_one_file: bool) -> None:
     app = create_app(FakeService(), config)
     with bind(config) as listener:
         url = address(listener, is_tls=True)
-        server = uvicorn.Server(uvicorn_config(app, config))
+        server = uvicorn.Server(uvicorn_config(app, config, None))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 import socket
-import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-import msgspec
-
-from pluribus.engine.channel import HEADER, Channel
+from pluribus.companion import Companion
+from pluribus.engine.async_channel import AsyncChannel, connect
+from pluribus.engine.channel import Channel
 from pluribus.engine.core import EngineCore
 from pluribus.engine.loop import run_engine
 from pluribus.engine.messages import PROTOCOL_VERSION, FromEngine, FromFront, Start
 from pluribus.interfaces import Progress
-from pluribus.terminal import companions
-
-MAX_FRAME = 1 << 30
 
 
-class EngineClient:
+class EngineClient(AsyncChannel[FromFront, FromEngine]):
     """One engine, for as long as it lives. Belongs to one event loop."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(FromEngine)
-
-    def send(self, message: FromFront) -> None:
-        """Send a message; never waits. A message to an engine that is gone is lost."""
-        body = self._encoder.encode(message)
-        self._writer.write(HEADER.pack(len(body)) + body)
-
-    async def messages(self) -> AsyncIterator[FromEngine]:
-        """Yield what the engine says, until it is gone."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-                yield self._decoder.decode(await self._reader.readexactly(size))
-
-    def close(self) -> None:
-        """Close this end."""
-        self._writer.close()
+        super().__init__(reader, writer, FromEngine)
 
 
 class EngineHost(ABC):
@@ -71,7 +45,7 @@ class ProcessHost(EngineHost):
 
     def __init__(self, config: str) -> None:
         self._config = config
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Companion | None = None
 
     @property
     def pid(self) -> int | None:
@@ -80,17 +54,7 @@ class ProcessHost(EngineHost):
 
     async def start(self) -> EngineClient:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "pluribus.engine.process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                process_group=0,  # with its ranks; Ctrl-C is for us, who then end them all
-            )
-        companions.add(self._process.pid)
+        self._process = await Companion.start("pluribus.engine.process", [theirs])
         client = await _client(ours)
         client.send(Start(PROTOCOL_VERSION, self._config))
         return client
@@ -98,10 +62,7 @@ class ProcessHost(EngineHost):
     async def kill(self) -> None:
         if (process := self._process) is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        companions.discard(process.pid)
+        await process.kill()
         if self._process is process:  # whoever found it silent may have waited for it as well
             self._process = None
 
@@ -136,5 +97,4 @@ class ThreadHost(EngineHost):
 
 
 async def _client(sock: socket.socket) -> EngineClient:
-    sock.setblocking(False)
-    return EngineClient(*await asyncio.open_unix_connection(sock=sock, limit=MAX_FRAME))
+    return EngineClient(*await connect(sock))

@@ -16,7 +16,8 @@ from pluribus.server.auth import Keyring
 from pluribus.server.config import ServerConfig
 from pluribus.server.errors import EXCEPTION_HANDLERS
 from pluribus.server.limits import BodyLimit, ConnectionLimit, HeaderLimit
-from pluribus.server.metrics import CountRequests, Metrics
+from pluribus.server.meter import CountRequests, Meter, metrics_route
+from pluribus.server.metrics import Metrics
 from pluribus.server.middleware import (
     REQUEST_ID_HEADER,
     AccessLog,
@@ -29,6 +30,7 @@ from pluribus.server.pages import page_routes
 from pluribus.server.routes import operations
 
 if TYPE_CHECKING:
+    from pluribus.front import Front
     from pluribus.service import Service
 
 
@@ -47,12 +49,29 @@ def create_app(
         keyring: who may come in; None lets everybody in.
     """
     service.observer = metrics = Metrics(service)
+    return make_app(service, metrics, config, extra_routes, keyring)
+
+
+def make_app(
+    service: Front,
+    meter: Meter,
+    config: ServerConfig,
+    extra_routes: Sequence[BaseRoute],
+    keyring: Keyring | None,
+) -> Starlette:
+    """Return the application that puts ``service``, observed or elsewhere, behind HTTP.
+
+    Args:
+        service: what answers.
+        meter: for ``/metrics``.
+        config, extra_routes, keyring: see ``create_app``.
+    """
     table = operations(service, config)
     document = build_document(table, title="Pluribus", version=version("pluribus"))
     app = Starlette(
         routes=[
             *(operation.route() for operation in table),
-            metrics.route(),
+            metrics_route(meter),
             *page_routes(document),
             *extra_routes,
         ],
@@ -60,7 +79,7 @@ def create_app(
             Middleware(RequestId),
             Middleware(SecurityHeaders),
             Middleware(AccessLog),
-            Middleware(CountRequests, metrics=metrics),
+            Middleware(CountRequests, meter=meter),
             *_cors(config),
             Middleware(UnexpectedErrors),
             Middleware(ConnectionLimit, max_connections=config.max_connections),

@@ -12,7 +12,7 @@ from pluribus.interfaces import Query
 from pluribus.server.completion_schema import CompletionRequest
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -45,7 +45,7 @@ def includes_usage(body: CompletionRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
 
 
-def read_queries(service: Service, body: CompletionRequest) -> list[Query]:
+def read_queries(service: Front, body: CompletionRequest) -> list[Query]:
     """Return what to ask: the candidates of the first prompt, those of the second, and so on.
 
     Raises:
@@ -67,7 +67,7 @@ def read_queries(service: Service, body: CompletionRequest) -> list[Query]:
     ]
 
 
-def _query(service: Service, body: CompletionRequest, index: int, params: SamplingParams) -> Query:
+def _query(service: Front, body: CompletionRequest, index: int, params: SamplingParams) -> Query:
     try:
         return service.query(body.prompt[index], params, fit=body.max_tokens is None)
     except RequestError as error:

@@ -32,7 +32,7 @@ from pluribus.server.usage import Usage, count_usage
 from pluribus.tenants import Tenant
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 
 class CompletionEndpoint:
@@ -43,7 +43,7 @@ class CompletionEndpoint:
         stream_interval: seconds between two pieces of a choice, at least.
     """
 
-    def __init__(self, service: Service, stream_interval: float) -> None:
+    def __init__(self, service: Front, stream_interval: float) -> None:
         self.service = service
         self.stream_interval = stream_interval
         self.texts = TokenTexts(service)
@@ -111,7 +111,10 @@ class CompletionCall:
         """Begin everything, to be given up when ``stack`` ends."""
         body = self._body
         queries = await read_prompts(body.prompt, lambda: read_queries(self._service, body))
-        return [stack.enter_context(self._service.ask(query, self._tenant)) for query in queries]
+        replies = [stack.enter_context(self._service.ask(query, self._tenant)) for query in queries]
+        for reply in replies:
+            await reply.begun()
+        return replies
 
     async def _stream_choice(self, events: EventStream, index: int, reply: Reply) -> None:
         writer = self._writer(index, reply)

@@ -12,6 +12,7 @@ from pluribus.errors import ConfigError
 LOG_FORMATS = ("auto", "console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 MAX_PORT = 65535
+MAX_WORKERS = 64
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
@@ -61,6 +62,7 @@ class ServerConfig:
     Attributes:
         host: address to listen on.
         port: TCP port; 0 takes any free one.
+        workers: processes that speak HTTP; 1 is the one that has the engines.
         allow_remote: whether ``host`` may be one that other machines reach, keys or no keys.
         auth: who may come in.
         tls: how to keep what is said from others.
@@ -82,6 +84,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8020
+    workers: int = 1
     allow_remote: bool = False
     auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -99,6 +102,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _check("port", self.port, 0 <= self.port <= MAX_PORT, f"0..{MAX_PORT}")
+        _check("workers", self.workers, 1 <= self.workers <= MAX_WORKERS, f"1..{MAX_WORKERS}")
         for name, least in (
             ("max_body_bytes", 1),
             ("max_header_bytes", 1024),

@@ -18,7 +18,7 @@ from pluribus.server.events import EventStream
 from pluribus.server.schema import Note, RequestBody, ResponseBody, Whole, note_of
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 
 class GenerationRequest(RequestBody):
@@ -93,7 +93,7 @@ class GenerationEndpoint:
         stream_interval: seconds between two events of a stream, at least.
     """
 
-    def __init__(self, service: Service, stream_interval: float) -> None:
+    def __init__(self, service: Front, stream_interval: float) -> None:
         self._service = service
         self._stream_interval = stream_interval
         self._note = note_of(service.spec.notes)
@@ -121,6 +121,7 @@ class GenerationEndpoint:
 
     async def _stream(self, events: EventStream, request: Request, query: Query) -> None:
         with self._service.ask(query, tenant_of(request)) as reply:
+            await reply.begun()
             events.headers.update(cache_headers(reply))
             async for delta in reply.deltas(self._stream_interval):
                 is_last = delta.finish_reason is not None

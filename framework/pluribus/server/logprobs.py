@@ -12,7 +12,7 @@ from pluribus.generation import TokenLogprobs
 from pluribus.server.schema import ResponseBody
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 
 class Logprobs(ResponseBody, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Logprobs(ResponseBody, frozen=True, kw_only=True):
 class TokenTexts:
     """What tokens look like, remembered."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Front) -> None:
         self._service = service
         self._names: dict[int, str] = {}
         self._visible: dict[int, bytes] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,15 +17,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pluribus.engine.messages import Stats
 from pluribus.flight import Flight
 from pluribus.observer import Refusal, ServiceObserver
 from pluribus.replica import Readings
+from pluribus.server.meter import OTHER, Exposition, Meter
 from pluribus.supervisor import State
 
 if TYPE_CHECKING:
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     from pluribus.service import Service
 
 MAX_TENANTS = 100
-OTHER = "other"
-"""Stands for tenants over ``MAX_TENANTS``, and for paths where there is nothing."""
-CLIENT_LEFT = 499
 
 _WAITING = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
@@ -43,11 +37,13 @@ _STEP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
 _SIZE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics(ServiceObserver):
+class Metrics(ServiceObserver, Meter):
     """Counts and times what a service does.
 
     Attributes:
         registry: holds every metric; of this service alone.
+        http_workers: processes that speak HTTP.
+        http_worker_restarts: of them, those started again after one had died.
     """
 
     def __init__(self, service: Service) -> None:
@@ -74,6 +70,11 @@ class Metrics(ServiceObserver):
         # The series exist from the start, so that a rate can be told of the first event.
         for reason in Refusal:
             self._refused.labels(reason)
+        self.http_worker_restarts = counter("http_worker_restarts", "HTTP processes started again")
+        self.http_workers = Gauge(
+            "pluribus_http_workers", "Processes that speak HTTP", registry=self.registry
+        )
+        self.http_workers.set(1)
 
     def _add_histograms(self) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -134,17 +135,11 @@ class Metrics(ServiceObserver):
             self._step_seconds.observe(stats.step_seconds)
 
     def request_answered(self, endpoint: str, status: int) -> None:
-        """Count an HTTP request."""
         self._requests.labels(endpoint, status).inc()
 
-    def route(self) -> Route:
-        """Return the route of ``/metrics``."""
-
-        async def metrics(request: Request) -> Response:
-            encode, media_type = choose_encoder(request.headers.get("accept", ""))
-            return Response(encode(self.registry), headers={"Content-Type": media_type})
-
-        return Route("/metrics", metrics)
+    async def expose(self, accept: str) -> Exposition:
+        encode, media_type = choose_encoder(accept)
+        return Exposition(encode(self.registry), media_type)
 
     def _of(self, flight: Flight) -> _Tenant:
         label = flight.tenant.name
@@ -229,27 +224,3 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _count(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"pluribus_{name}", text, value=value)
-
-
-class CountRequests:
-    """Counts every request by its route and status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        status = CLIENT_LEFT
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = int(message["status"])
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            endpoint = getattr(scope.get("route"), "path", OTHER)
-            self._metrics.request_answered(endpoint, status)

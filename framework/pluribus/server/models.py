@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +15,7 @@ from pluribus.server.errors import ApiError, shorten
 from pluribus.server.schema import Note, ResponseBody, note_of
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 
 class ModelResponse(ResponseBody, frozen=True, kw_only=True):
@@ -42,12 +41,12 @@ class ModelsResponse(ResponseBody, frozen=True, kw_only=True):
 class ModelEndpoints:
     """Tells what is served."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Front) -> None:
         spec = service.spec
         self._spec = spec
         self._model = ModelResponse(
             id=spec.name,
-            created=int(time.time()),
+            created=service.started,
             max_model_len=spec.max_length,
             note=note_of(spec.notes),
         )

@@ -19,13 +19,13 @@ from pluribus.server.schema import (
 from pluribus.supervisor import State, Status
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front, Health
 
 
 class ProbeEndpoints:
     """Tells what the service is and how it is."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Front) -> None:
         self._service = service
 
     async def livez(self, _: Request) -> Response:
@@ -33,25 +33,25 @@ class ProbeEndpoints:
 
         200 also while the model is loading.
         """
-        return answer(self._status(), ok=self._service.fleet.is_advancing())
+        health = await self._service.health()
+        return answer(_response(health.status), ok=health.is_advancing)
 
     async def readyz(self, _: Request) -> Response:
         """Tell whether requests are answered now."""
-        return answer(self._status(), ok=self._is_ready())
+        health = await self._service.health()
+        return answer(_response(health.status), ok=_is_ready(health))
 
     async def health(self, _: Request) -> Response:
         """Tell whether requests are answered now, by which model and version."""
-        status = self._service.status
+        health = await self._service.health()
         response = HealthResponse(
-            state=status.state,
-            detail=status.detail,
+            state=health.status.state,
+            detail=health.status.detail,
             model=self._service.spec.name,
             version=version("pluribus"),
-            replicas=[
-                _response(replica.supervisor.status) for replica in self._service.fleet.replicas
-            ],
+            replicas=[_response(status) for status in health.replicas],
         )
-        return answer(response, ok=self._is_ready())
+        return answer(response, ok=_is_ready(health))
 
     async def version(self, _: Request) -> Response:
         """Tell the versions of what runs here."""
@@ -66,11 +66,9 @@ class ProbeEndpoints:
         """List the plugins in use."""
         return answer(PluginsResponse(plugins=self._service.plugins.describe()))
 
-    def _status(self) -> StatusResponse:
-        return _response(self._service.status)
 
-    def _is_ready(self) -> bool:
-        return self._service.status.state is State.READY
+def _is_ready(health: Health) -> bool:
+    return health.status.state is State.READY
 
 
 def _response(status: Status) -> StatusResponse:

@@ -22,18 +22,18 @@ from pluribus.server.tokens import (
 )
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 OK_OR_NOT = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def operations(service: Service, config: ServerConfig) -> list[Operation]:
+def operations(service: Front, config: ServerConfig) -> list[Operation]:
     """Return everything that ``service`` answers to."""
     return [*_text(service, config), *_models(service), *_tokens(service), *_status(service)]
 
 
-def _text(service: Service, config: ServerConfig) -> list[Operation]:
+def _text(service: Front, config: ServerConfig) -> list[Operation]:
     generation = GenerationEndpoint(service, config.stream_interval)
     completion = CompletionEndpoint(service, config.stream_interval)
     return [
@@ -58,7 +58,7 @@ def _text(service: Service, config: ServerConfig) -> list[Operation]:
     ]
 
 
-def _models(service: Service) -> list[Operation]:
+def _models(service: Front) -> list[Operation]:
     models = ModelEndpoints(service)
     one = "/v1/models/{model:path}"  # a name may hold a slash
     return [
@@ -67,7 +67,7 @@ def _models(service: Service) -> list[Operation]:
     ]
 
 
-def _tokens(service: Service) -> list[Operation]:
+def _tokens(service: Front) -> list[Operation]:
     tokens = TokenEndpoints(service)
     return [
         post("/tokenize", tokens.tokenize, TokenizeRequest, TokenizeResponse, tag="Tokens"),
@@ -75,7 +75,7 @@ def _tokens(service: Service) -> list[Operation]:
     ]
 
 
-def _status(service: Service) -> list[Operation]:
+def _status(service: Front) -> list[Operation]:
     probes = ProbeEndpoints(service)
     return [
         get("/livez", probes.livez, StatusResponse, tag="Status", statuses=OK_OR_NOT),

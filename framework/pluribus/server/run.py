@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
-from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from pluribus.engine.client import ProcessHost
-from pluribus.errors import ConfigError
+from pluribus.errors import ConfigError, PluribusError
 from pluribus.phases import process_age, told
 from pluribus.replicas import engine_configs
 from pluribus.server.app import create_app
 from pluribus.server.auth import load_keyring
 from pluribus.server.config import ServerConfig
-from pluribus.server.protocol import HttpProtocol
+from pluribus.server.speaker import OneProcess, Speaker
 from pluribus.server.tls import check_tls
+from pluribus.server.workers.pool import WorkerPool
 from pluribus.service import Service
 from pluribus.supervisor import State, Status
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from pluribus.runtime import Parts
 
 BACKLOG = 2048
-SECONDS_TO_SEND = 5
-"""That answers, all of them complete, get to reach their clients before the process ends."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -51,7 +47,10 @@ def serve(parts: Parts, plugins: Plugins, server: ServerConfig) -> int:
         ConfigError: as ``run_server``.
     """
     configs = engine_configs(parts.config, parts.replicas.replicas)
-    service = Service(parts, plugins, *map(ProcessHost, configs))
+    hosts = map(ProcessHost, configs)
+    if server.workers > 1:
+        return run_with_workers(Service(parts, plugins, *hosts, reads_answers=False), server)
+    service = Service(parts, plugins, *hosts)
     return run_server(service, server, plugins.routes(service))
 
 
@@ -74,7 +73,25 @@ def run_server(
     check_tls(config.tls)
     with bind(config) as listener:
         app = create_app(service, config, extra_routes, keyring)
-        return asyncio.run(_Run(service, app, config, listener).until_stopped())
+        return _run(service, OneProcess(app, config, listener), config, listener)
+
+
+def run_with_workers(service: Service, config: ServerConfig) -> int:
+    """Do what ``run_server`` does, HTTP in processes of its own.
+
+    Raises:
+        ConfigError: as ``run_server``.
+    """
+    keyring = load_keyring(config)
+    check_tls(config.tls)
+    with bind(config) as listener:
+        pool = WorkerPool(service, config, keyring, listener)
+        return _run(service, pool, config, listener)
+
+
+def _run(service: Service, speaker: Speaker, config: ServerConfig, listener: socket.socket) -> int:
+    where = address(listener, is_tls=config.tls.certfile is not None)
+    return asyncio.run(_Run(service, speaker, config, where).until_stopped())
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -111,31 +128,24 @@ def address(listener: socket.socket, *, is_tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class _UvicornServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # Uvicorn's own handlers raise the signal again once served: nothing after would run.
-        yield
-
-
 class _Run:
     """One run of the server, from start to exit code."""
 
     def __init__(
-        self, service: Service, app: Starlette, config: ServerConfig, listener: socket.socket
+        self, service: Service, speaker: Speaker, config: ServerConfig, where: str
     ) -> None:
         self._service = service
+        self._speaker = speaker
         self._config = config
-        self._listener = listener
-        self._address = address(listener, is_tls=config.tls.certfile is not None)
-        self._server = _UvicornServer(uvicorn_config(app, config))
+        self._address = where
+        self._is_open = False
         self._is_ending = asyncio.Event()
         self._exit_code = 0
         self._has_been_ready = False
 
     async def until_stopped(self) -> int:
         loop = asyncio.get_running_loop()
-        serving = asyncio.create_task(self._server.serve([self._listener]))
+        serving = asyncio.create_task(self._speaker.serve(self._on_open))
         serving.add_done_callback(lambda _: self._is_ending.set())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -148,8 +158,11 @@ class _Run:
         if num_left := self._service.num_flights:
             log.warning("out of time: what has not finished fails", num_generations=num_left)
         await self._service.stop()
-        self._server.should_exit = True
-        await serving
+        await self._speaker.close()
+        try:
+            await serving
+        except PluribusError as error:
+            self._fail(str(error))
         return self._exit_code
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -160,14 +173,24 @@ class _Run:
         self._service.fleet.retire()
         self._is_ending.set()
 
+    def _on_open(self) -> None:
+        self._is_open = True
+        self._tell(self._service.status)
+
     def _on_change(self, status: Status) -> None:
-        if status.state is State.READY:
+        self._tell(status)
+        if status.state is State.FAILED:
+            self._fail(status.detail)
+
+    def _tell(self, status: Status) -> None:
+        if self._is_open and status.state is State.READY:
             log.info(f"{status.detail} on {self._address} (docs at /docs)")
             log.info(told(self._phases()))
-        elif status.state is State.FAILED:
-            log.error("the service failed", detail=status.detail)
-            self._exit_code = 1
-            self._is_ending.set()
+
+    def _fail(self, reason: str) -> None:
+        log.error("the service failed", detail=reason)
+        self._exit_code = 1
+        self._is_ending.set()
 
     def _phases(self) -> Mapping[str, float]:
         """Return what the engine's start has taken, and before it, the first time, our own."""
@@ -176,23 +199,3 @@ class _Run:
             return phases
         self._has_been_ready = True
         return {"front": process_age() - sum(phases.values()), **phases}
-
-
-def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
-    """Return how uvicorn is to serve ``app``."""
-    return uvicorn.Config(
-        app,
-        http=HttpProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ssl_certfile=config.tls.certfile,
-        ssl_keyfile=config.tls.keyfile,
-        h11_max_incomplete_event_size=config.max_header_bytes,
-        limit_concurrency=config.max_connections,
-        timeout_keep_alive=config.keep_alive_timeout,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=SECONDS_TO_SEND,
-    )

@@ -15,7 +15,7 @@ from pluribus.server.body import answer
 from pluribus.server.schema import RequestBody, ResponseBody
 
 if TYPE_CHECKING:
-    from pluribus.service import Service
+    from pluribus.front import Front
 
 
 class TokenizeRequest(RequestBody):
@@ -57,7 +57,7 @@ class DetokenizeResponse(ResponseBody, frozen=True, kw_only=True):
 class TokenEndpoints:
     """Shows how the model's tokenizer sees a text."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Front) -> None:
         self._service = service
 
     async def tokenize(self, _: Request, body: TokenizeRequest) -> Response:

@@ -1,0 +1,1 @@
+"""Several processes that speak HTTP, in front of one service."""
