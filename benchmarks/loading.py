@@ -81,6 +81,7 @@ def load(folder: Path, rank: int, size: int, device: str, start: Barrier, times:
     share = Share(rank=rank, layers=layers, tensor_rank=rank, tensor_size=size)
     place = Place(share=share, tensor=TensorParallel(rank, size))
     where = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    torch.set_num_threads(max(1, torch.get_num_threads() // size))  # as ranks do
     torch.zeros(1, device=where)
     start.wait()
     started = time.perf_counter()

@@ -311,9 +311,8 @@ def _prepare(device: torch.device, num_local: int) -> None:
     """Set what is the whole process's."""
     import torch
 
-    if device.type == "cpu":
-        _share_processors(num_local)
-    else:
+    _share_processors(num_local)
+    if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton and graphs know no other
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)
