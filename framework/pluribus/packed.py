@@ -17,9 +17,10 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool)
     No row depends, to the last bit, on how many others there are.
     """
     activation = "relu" if relu else "none"
-    parts = torch.split(x, _pieces(len(x)))
-    pieces = [_product(part, weight, bias, activation) for part in parts]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    if x.shape[0] <= ROWS[-1]:
+        return _product(x, weight, bias, activation)
+    parts = torch.split(x, _pieces(x.shape[0]))
+    return torch.cat([_product(part, weight, bias, activation) for part in parts])
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -32,8 +33,6 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def _pieces(num_rows: int) -> list[int]:
-    if num_rows <= ROWS[-1]:
-        return [num_rows]
     sizes = []
     for size in ROWS:
         count, num_rows = divmod(num_rows, size)
@@ -42,7 +41,7 @@ def _pieces(num_rows: int) -> list[int]:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    num_rows = len(x)
+    num_rows = x.shape[0]
     # Reading the weights is what takes time: four rows take no longer than one.
     missing = -num_rows % (4 if num_rows <= 4 else 8)
     if missing:

@@ -45,18 +45,20 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
     """
     if num_rows > MAX_ROWS:
         return None
-    is_wide = out_features >= 2 * in_features
-    if num_rows > 16:
-        if not is_wide:
-            return None
-        return Config(32, 128, 4, 4) if out_features <= 4096 else Config(64, 128, 4, 4)
-    if is_wide:
-        return Config(32 if out_features <= 8192 else 64, 128, 4, 4)
+    is_few = num_rows <= TILE_ROWS[0]
+    if out_features >= 2 * in_features:
+        if not is_few and out_features > 8192:
+            return Config(128, 128, 8, 3)
+        return Config(32 if out_features <= (8192 if is_few else 4096) else 64, 128, 4, 4)
+    if in_features > out_features:
+        if out_features <= 1024:
+            return Config(32, 128, 4, 4, 8) if is_few else Config(64, 128, 4, 4, 8)
+        return Config(64, 128, 4, 4, 4) if is_few or out_features < 4096 else None
     if out_features <= 1024:
-        return Config(8, 256, 4, 4)
-    if in_features > out_features and out_features < 4096:
-        return None
-    return Config(16, 256, 4, 4) if out_features <= 2048 else Config(32, 128, 4, 6)
+        return Config(8, 256, 4, 4) if is_few else Config(32, 128, 4, 4, 4)
+    if out_features < 4096:
+        return Config(32, 128, 4, 6) if is_few else Config(64, 128, 4, 4, 4)
+    return Config(64, 128, 4, 4, 4 if is_few else 2)
 
 
 def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Config | None:

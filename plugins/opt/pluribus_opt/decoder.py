@@ -39,7 +39,7 @@ class OPTAttention(nn.Module):
         self.out_proj = RowParallelLinear(hidden_size, hidden_size, bias, tp, num_heads)
 
     def forward(self, x: Tensor, kv: KVStore, layer: int) -> Tensor:
-        qkv: Tensor = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))
+        qkv: Tensor = self.qkv_proj(x).view(len(x), 3, -1, self.head_dim)
         attended = kv.attend(layer, *qkv.unbind(1))
         output: Tensor = self.out_proj(attended.flatten(1))
         return output

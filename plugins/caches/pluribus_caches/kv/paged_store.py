@@ -64,10 +64,14 @@ class PagedStore(KVStore):
         keys, values = self._layers[layer]
         keys[:, self._written] = key.transpose(0, 1)
         values[:, self._written] = value.transpose(0, 1)
-        queries = torch.split(query.transpose(0, 1)[None], self._lengths, dim=2)
+        queries = query.transpose(0, 1)[None]
+        if len(self._lengths) == 1:
+            return self._attentions[0].attend(layer, queries).transpose(1, 2)[0]
         attended = [
             attention.attend(layer, row).transpose(1, 2)
-            for attention, row in zip(self._attentions, queries, strict=True)
+            for attention, row in zip(
+                self._attentions, torch.split(queries, self._lengths, dim=2), strict=True
+            )
         ]
         return torch.cat(attended, dim=1)[0]
 
