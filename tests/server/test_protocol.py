@@ -67,3 +67,17 @@ def test_much_is_not_held_back() -> None:
         assert len(transport.sent) == 1
 
     asyncio.run(run())
+
+
+def test_what_is_flushed_is_sent_once() -> None:
+    async def run() -> None:
+        transport = FakeTransport()
+        gathering = GatheringTransport(transport, asyncio.get_running_loop())
+        gathering.write(b"head")
+        gathering.write(b"body")
+        gathering.flush()
+        assert transport.sent == [b"headbody"]
+        await asyncio.sleep(0)
+        assert transport.sent == [b"headbody"]
+
+    asyncio.run(run())

@@ -28,13 +28,21 @@ class AsyncChannel(Generic[Sent, Received]):
     ) -> None:
         self._reader = reader
         self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._frames: list[bytes] = []
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
 
     def send(self, message: Sent) -> None:
-        """Send a message; never waits. A message to somebody who is gone is lost."""
+        """Send a message; never waits. A message to somebody who is gone is lost.
+
+        It leaves at the end of this turn of the event loop, with all others of the turn: whoever
+        it wakes up may take this processor, from work that would be missed.
+        """
         body = self._encoder.encode(message)
-        self._writer.write(HEADER.pack(len(body)) + body)
+        if not self._frames:
+            self._loop.call_soon(self._flush)
+        self._frames += (HEADER.pack(len(body)), body)
 
     async def messages(self) -> AsyncIterator[Received]:
         """Yield what the other side says, until it is gone."""
@@ -44,8 +52,14 @@ class AsyncChannel(Generic[Sent, Received]):
                 yield self._decoder.decode(await self._reader.readexactly(size))
 
     def close(self) -> None:
-        """Close this end."""
+        """Send what is left, and close this end."""
+        self._flush()
         self._writer.close()
+
+    def _flush(self) -> None:
+        frames, self._frames = self._frames, []
+        if frames:
+            self._writer.write(b"".join(frames))
 
 
 async def connect(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -47,6 +47,12 @@ class HttpProtocol(H11Protocol):
         self.conn.receive_data(data)
         self.handle_events()
 
+    def on_response_complete(self) -> None:
+        """Send what is left of the response before its request is logged and counted."""
+        transport: Any = self.transport
+        transport.flush()
+        super().on_response_complete()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection, unless a request is being answered."""
         if self.cycle is None or self.cycle.response_complete:
@@ -98,18 +104,19 @@ class GatheringTransport:
     def write(self, data: bytes) -> None:
         """Send ``data`` with all else of this turn, or as soon as there is much of it."""
         if not self._pieces:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._pieces.append(data)
         self._num_bytes += len(data)
         if self._num_bytes > MAX_GATHERED:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
         """Send what has been written, and close the connection."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what has been written."""
         pieces, self._pieces, self._num_bytes = self._pieces, [], 0
         if pieces:
             self._transport.write(b"".join(pieces))
