@@ -13,8 +13,8 @@ from torch import Tensor
 from pluribus.kernels.following import early, follow
 from pluribus.kernels.quantized import readable, widen
 
-TILE_ROWS = (16, 32, 64)
-"""Rows of a tile of the tensor cores; the smallest that holds all is taken."""
+TILE_ROWS = (16, 64)
+"""Rows of a tile; the smallest that holds all is taken. Each costs seconds of compiling at start."""
 MAX_ROWS = TILE_ROWS[-1]
 MAX_TILES = 1 << 12
 """Tiles of outputs whose sums may be split."""
@@ -135,7 +135,7 @@ def _counters(device: torch.device) -> Tensor:
     return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _few_rows_linear(
     x, weight, scale, bias, y, partial, arrived, num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,

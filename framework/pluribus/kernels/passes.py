@@ -89,12 +89,12 @@ def begin_pass(texts: Texts, rows: Rows) -> None:
         rows.counter,
         num_rows,
         len(texts.position) - 1,
-        ROWS=triton.next_power_of_2(num_rows),
+        ROWS=triton.next_power_of_2(len(texts.position) - 1),
         **early(rows.asked),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _begin_pass(
     texts, stride, position, is_over, asked, slots, positions, tokens, counter, num_rows, padding,
     ROWS: tl.constexpr, EARLY: tl.constexpr,
@@ -136,13 +136,13 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
         len(rows.answers),
         num_rows,
         len(texts.position) - 1,
-        ROWS=triton.next_power_of_2(num_rows),
+        ROWS=triton.next_power_of_2(len(texts.position) - 1),
         ENDS=NUM_ENDS,
         **early(rows.asked),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "answers_stride", "max_passes"])
 def _end_pass(
     texts, stride, position, ends, last, is_over, slots, positions, chosen, answers, answers_stride,
     counter, max_passes, num_rows, padding,
