@@ -14,7 +14,7 @@ from pluribus.kernels.following import early, follow
 from pluribus.kernels.quantized import readable, widen
 
 TILE_ROWS = (16, 64)
-"""Rows of a tile; the smallest that holds all is taken. Each costs seconds of compiling at start."""
+"""Rows of a tile; the smallest that holds all is taken. Each more costs seconds at start."""
 MAX_ROWS = TILE_ROWS[-1]
 MAX_TILES = 1 << 12
 """Tiles of outputs whose sums may be split."""
