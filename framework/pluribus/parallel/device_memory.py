@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pluribus.kernels.all_reduce import BLOCK, MAX_PROGRAMS, all_reduce, no_turns, num_bytes
+from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
 CAPACITY = 2**18
@@ -38,7 +38,7 @@ class DeviceMemory(Exchange):
 
     def all_reduce(self, x: Tensor) -> None:
         """Sum ``x`` in place; see Exchange."""
-        if x.nbytes <= CAPACITY and x.numel() <= BLOCK * MAX_PROGRAMS:
+        if x.nbytes <= CAPACITY:
             all_reduce(x, self._peers, self._turns, self._rank, CAPACITY)
         else:
             self._others.all_reduce(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pluribus import Admission, KVShape, KVStore, Row, TokenLayout
+from pluribus.cuda.packing import Column, token_columns
 
 
 class PagedStore(KVStore):
@@ -77,14 +78,9 @@ class PagedStore(KVStore):
 
     def _layout(self, rows: Sequence[Row]) -> TokenLayout:
         # In NumPy: so small, these take torch longer to start than to do.
-        lengths = np.array(self._lengths)
-        slots = np.repeat([row.slot for row in rows], lengths)
-        ends = lengths.cumsum()
-        starts = np.array([row.start for row in rows])
-        positions = np.arange(len(slots)) + np.repeat(starts - ends + lengths, lengths)
-        return TokenLayout(*map(self._send, (slots, positions, ends - 1)))
+        return TokenLayout(*map(self._send, token_columns(rows)))
 
-    def _send(self, values: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+    def _send(self, values: Column) -> Tensor:
         return torch.from_numpy(values).to(self._device)
 
     def _attention(self, row: Row) -> _Attention:
