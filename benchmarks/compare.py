@@ -127,8 +127,9 @@ def theirs(model: str, tokenizer: str) -> Run:
     AutoConfig.for_model("opt", **_architecture(model)).save_pretrained(folder)
     llm = LLM(
         model=folder,
+        runner="generate",
         load_format="dummy",
-        skip_tokenizer_init=True,
+        tokenizer=tokenizer,
         dtype="float16",
         max_model_len=2048,
         enable_prefix_caching=False,
@@ -153,11 +154,12 @@ def theirs(model: str, tokenizer: str) -> Run:
     return run
 
 
-def _architecture(model: str) -> dict[str, int | str]:
+def _architecture(model: str) -> dict[str, int | str | list[str]]:
     from pluribus_opt.config import SIZES
 
     size = SIZES[model]
     return {
+        "architectures": ["OPTForCausalLM"],
         "vocab_size": size.vocab_size,
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.num_hidden_layers,

@@ -33,6 +33,10 @@ class Decoding:
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self.max_passes = 1
 
+    def runs(self) -> list[Callable[[], None]]:
+        """Return what is going to be captured, to be rehearsed."""
+        return self._graphs.runs(self._sizes)
+
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):

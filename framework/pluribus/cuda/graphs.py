@@ -6,11 +6,13 @@ On a CPU, where kernels run through Triton's interpreter, the work is simply run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
 import torch
+
+from pluribus.kernels.launching import compiling
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -23,8 +25,8 @@ class GraphPool:
     may be allocated while it is captured.
 
     Attributes:
-        kernel_seconds: that running work before it was captured has taken: kernels are compiled
-            then, or found in Triton's cache, and loaded.
+        kernel_seconds: that rehearsals, and running work before it was captured, have taken:
+            kernels are compiled then, or found in Triton's cache, and loaded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +36,16 @@ class GraphPool:
         if self._is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def rehearse(self, runs: Iterable[Callable[[], None]]) -> None:
+        """Have the kernels of this work compiled, all side by side; none of them is launched."""
+        if not self._is_cuda:
+            return
+        started = time.monotonic()
+        with compiling():
+            for run in runs:
+                run()
+        self.kernel_seconds += time.monotonic() - started
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """Return what replays ``run``, which is run once before."""
@@ -85,6 +97,10 @@ class Graphs(Generic[Key]):
         replay = self._replays[key]
         for _ in range(times):
             replay()
+
+    def runs(self, keys: Iterable[Key]) -> list[Callable[[], None]]:
+        """Return what runs the work of each key without a graph."""
+        return [partial(self._run, key) for key in keys]
 
     def capture(self, key: Key) -> None:
         """Capture the work of a key. Larger ones first leave memory that smaller ones share."""

@@ -29,6 +29,7 @@ class Prefilling:
         self._padding = rank.state.padding
         self._rows = Rows.make(self._padding, 1, rank.device)
         self._rows.counter.fill_(1)
+        self._at_start = [size for size in TOKENS if size <= AT_START]
         self._row_sizes = sizes_up_to(self._padding, ROWS)
         largest = self._layout(TOKENS[-1]).size
         self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
@@ -36,9 +37,13 @@ class Prefilling:
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
         self._heads: Graphs[int] = Graphs(self._run_head, rank.pool)
 
+    def runs(self) -> list[Callable[[], None]]:
+        """Return what is going to be captured, to be rehearsed."""
+        return [*self._layers.runs(self._at_start), *self._heads.runs(self._row_sizes)]
+
     def capture(self) -> None:
         """Capture what is likely to be wanted first."""
-        for num_tokens in reversed([size for size in TOKENS if size <= AT_START]):
+        for num_tokens in reversed(self._at_start):
             self._pad(num_tokens)
             self._layers.capture(num_tokens)
         for size in reversed(self._row_sizes):

@@ -39,6 +39,7 @@ class CudaStageWorker(ReplayingWorker):
         super().__init__(network, store, spec, shape, device, join)
         with torch.inference_mode():
             self._decoding = StageDecoding(self.rank, place.share, width, dtype)
+            self.rank.pool.rehearse(self._decoding.runs())
             self._decoding.capture()
         self.rank.pool.trim()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class StageDecoding:
         self._sizes = sizes_up_to(num_rows, SIZES)
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self._size = 0
+
+    def runs(self) -> list[Callable[[], None]]:
+        """Return what is going to be captured, to be rehearsed."""
+        return self._graphs.runs(self._sizes)
 
     def capture(self) -> None:
         """Capture a pass of every size."""

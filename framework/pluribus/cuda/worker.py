@@ -28,9 +28,9 @@ class CudaWorker(ReplayingWorker):
     ) -> None:
         super().__init__(network, store, spec, shape, device)
         with torch.inference_mode():
-            self._decoding = Decoding(self.rank)
+            self._decoding, self._prefilling = Decoding(self.rank), Prefilling(self.rank)
+            self.rank.pool.rehearse([*self._decoding.runs(), *self._prefilling.runs()])
             self._decoding.capture()
-            self._prefilling = Prefilling(self.rank)
             self._prefilling.capture()
         self.rank.pool.trim()
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 
 BLOCK = 2048
 """Numbers of a program."""
@@ -42,7 +42,9 @@ def all_reduce(x: Tensor, peers: Tensor, turns: Tensor, rank: int, capacity: int
         rank: this one's.
         capacity: bytes of the largest tensor, the same for all calls.
     """
-    _all_reduce[(triton.cdiv(x.numel(), BLOCK),)](
+    launch(
+        _all_reduce,
+        (triton.cdiv(x.numel(), BLOCK),),
         x,
         peers,
         turns,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 from pluribus.kernels.quantized import readable, widen
 
 TILE_ROWS = (16, 64)
@@ -103,7 +103,9 @@ def few_rows_linear(
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
         arrived = _counters(x.device)
     numbers, from_bits = readable(weight)
-    _few_rows_linear[(num_tiles, config.splits)](
+    launch(
+        _few_rows_linear,
+        (num_tiles, config.splits),
         x,
         numbers,
         x if scale is None else scale,

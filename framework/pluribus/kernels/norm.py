@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 
 
 def add_layer_norm(
@@ -24,7 +24,9 @@ def add_layer_norm(
     total = x if delta is None else torch.empty_like(x)
     normed = torch.empty_like(x)
     block = triton.next_power_of_2(size)
-    _add_layer_norm[(num_rows,)](
+    launch(
+        _add_layer_norm,
+        (num_rows,),
         x,
         x if delta is None else delta,
         x if weight is None else weight,

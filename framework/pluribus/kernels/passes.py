@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 
 NUM_ENDS = 8
 """Ids that the device itself takes for the end of a text; the host knows of any number."""
@@ -77,7 +77,9 @@ class Rows:
 def begin_pass(texts: Texts, rows: Rows) -> None:
     """Find each row's token, and count the pass."""
     num_rows = len(rows.asked)
-    _begin_pass[(1,)](
+    launch(
+        _begin_pass,
+        (1,),
         texts.tokens,
         texts.tokens.stride(0),
         texts.position,
@@ -120,7 +122,9 @@ def end_pass(texts: Texts, rows: Rows, chosen: Tensor) -> None:
         chosen: the tokens, int64, [num_rows].
     """
     num_rows = len(rows.asked)
-    _end_pass[(1,)](
+    launch(
+        _end_pass,
+        (1,),
         texts.tokens,
         texts.tokens.stride(0),
         texts.position,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 
 BLOCK = 1024
 """Numbers that a program makes plain at a time."""
@@ -26,7 +26,9 @@ def dequantize(weight: Tensor, scale: Tensor, plain: Tensor) -> None:
     out_features, in_features = weight.shape
     numbers, from_bits = readable(weight)
     grid = (out_features, triton.cdiv(in_features, BLOCK))
-    _dequantize[grid](
+    launch(
+        _dequantize,
+        grid,
         numbers,
         scale,
         plain,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 from pluribus.sampling.blocks import BLOCK
 
 GAMMA = tl.constexpr(-7046029254386353131)
@@ -68,7 +68,9 @@ def sample(
         num_warps: of a program.
     """
     tokens = torch.empty_like(slots)
-    _sample[(len(slots),)](
+    launch(
+        _sample,
+        (len(slots),),
         logits,
         logits.stride(0),
         num_ids,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.interfaces.device_store import Tiles
-from pluribus.kernels.following import early, follow
+from pluribus.kernels.launching import early, follow, launch
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
@@ -93,7 +93,9 @@ def decode(
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
     tile, num_warps = (16, 1) if splits.count > 4 else (64, 2)
-    _decode[(num_rows, num_heads, splits.count)](
+    launch(
+        _decode,
+        (num_rows, num_heads, splits.count),
         query,
         key,
         value,
@@ -216,7 +218,9 @@ def write(
         slots, positions: of each token, int64, [num_tokens].
     """
     num_tokens, num_heads, head_dim = key.shape
-    _write[(num_tokens,)](
+    launch(
+        _write,
+        (num_tokens,),
         key,
         value,
         key.stride(0),
@@ -274,7 +278,9 @@ def prefill(
     num_tokens, num_heads, head_dim = query.shape
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
     width = max(NARROWEST, triton.next_power_of_2(head_dim))
-    _prefill[(len(tiles.starts), num_heads)](
+    launch(
+        _prefill,
+        (len(tiles.starts), num_heads),
         query,
         query.stride(0),
         pool,
