@@ -65,6 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """Serve a model over HTTP until told to stop; return the exit code."""
+    from pluribus.engine.spare import SpareProcess
 
     def task(config: Any, plugins: Plugins) -> int:
         from pluribus import config as conf
@@ -82,14 +83,15 @@ def serve(arguments: Sequence[str]) -> int:
             # Only now what takes long to import: a wrong setting has been answered already.
             from pluribus.server.run import serve as serve_http
 
-            return serve_http(parts, plugins, server_config)
+            return serve_http(parts, plugins, server_config, spare)
 
         configure_logging(server_config.log_format, server_config.log_level)
         return parts.launcher.run(service)
 
     # Until the server listens to signals itself, there is nothing to finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    return _with_config("serve", task, arguments)
+    with SpareProcess() as spare:
+        return _with_config("serve", task, arguments)
 
 
 def generate(arguments: Sequence[str]) -> int:

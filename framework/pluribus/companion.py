@@ -7,37 +7,38 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from pluribus.terminal import companions
 
 
 class Companion:
-    """A process that runs a module of ours. Belongs to one event loop."""
+    """A process that runs a module of ours: ``python -m module``.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    Args:
+        module: what it runs.
+        sockets: whose numbers it is told; they are closed here.
+    """
 
-    @classmethod
-    async def start(cls, module: str, sockets: Sequence[socket.socket]) -> Companion:
-        """Start ``python -m module``, told the numbers of ``sockets``, which are closed here."""
+    def __init__(self, module: str, sockets: Sequence[socket.socket]) -> None:
         numbers = [sock.fileno() for sock in sockets]
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                module,
-                *map(str, numbers),
+            self._process = subprocess.Popen(  # noqa: S603 - it is ourselves
+                [sys.executable, "-m", module, *map(str, numbers)],
                 pass_fds=numbers,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
                 process_group=0,  # with what it starts; Ctrl-C is for us, who then end them all
             )
         finally:
             for sock in sockets:
                 sock.close()
-        companions.add(process.pid)
-        return cls(process)
+        companions.add(self.pid)
+        self._ended: Future[None] = Future()
+        threading.Thread(target=self._watch, name=f"watch-{self.pid}", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -51,11 +52,19 @@ class Companion:
 
     async def wait(self) -> None:
         """Wait until it has ended."""
-        await self._process.wait()
-        companions.discard(self.pid)
+        await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    def end(self) -> None:
+        """End it and what it has started at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def kill(self) -> None:
         """End it and what it has started at once, and wait until it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self.end()
         await self.wait()
+
+    def _watch(self) -> None:
+        self._process.wait()
+        companions.discard(self.pid)
+        self._ended.set_result(None)

@@ -28,7 +28,7 @@ def end_on_interrupt() -> None:
 
 
 def _end(*_: object) -> NoReturn:
-    for group in companions:
+    for group in list(companions):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     os._exit(INTERRUPTED)

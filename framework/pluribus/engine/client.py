@@ -14,6 +14,7 @@ from pluribus.engine.channel import Channel
 from pluribus.engine.core import EngineCore
 from pluribus.engine.loop import run_engine
 from pluribus.engine.messages import PROTOCOL_VERSION, FromEngine, FromFront, Start
+from pluribus.engine.spare import SpareProcess
 from pluribus.interfaces import Progress
 
 
@@ -41,10 +42,12 @@ class ProcessHost(EngineHost):
 
     Args:
         config: the whole configuration, in YAML.
+        spare: a process that has been started already, for the first engine.
     """
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, spare: SpareProcess | None = None) -> None:
         self._config = config
+        self._spare = spare
         self._process: Companion | None = None
 
     @property
@@ -53,9 +56,10 @@ class ProcessHost(EngineHost):
         return self._process.pid if self._process else None
 
     async def start(self) -> EngineClient:
-        ours, theirs = socket.socketpair()
-        self._process = await Companion.start("pluribus.engine.process", [theirs])
-        client = await _client(ours)
+        started = (self._spare or SpareProcess()).take()
+        self._spare = None
+        self._process = started.process
+        client = await _client(started.socket)
         client.send(Start(PROTOCOL_VERSION, self._config))
         return client
 

@@ -32,6 +32,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve the front at the other end of the socket whose number is in ``sys.argv``."""
     die_with_the_parent()
+    preload()
     channel: EngineChannel = Channel(socket.socket(fileno=int(sys.argv[1])), FromFront)
     try:
         [start] = channel.receive(block=True)
@@ -55,6 +56,14 @@ def main() -> None:
         return runtime.start(runtime.assemble(config, plugins), plugins, progress, fail)
 
     run_engine(channel, start_core)
+
+
+def preload() -> None:
+    """Import what takes long, before whoever has started this process knows what it is to run."""
+    import torch
+
+    if torch.cuda.is_available():
+        import pluribus.cuda.worker  # noqa: F401
 
 
 def die_with_the_parent() -> None:

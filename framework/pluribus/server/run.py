@@ -27,6 +27,7 @@ from pluribus.service import Service
 from pluribus.supervisor import State, Status
 
 if TYPE_CHECKING:
+    from pluribus.engine.spare import SpareProcess
     from pluribus.plugins import Plugins
     from pluribus.runtime import Parts
 
@@ -35,19 +36,20 @@ BACKLOG = 2048
 log = structlog.stdlib.get_logger(__name__)
 
 
-def serve(parts: Parts, plugins: Plugins, server: ServerConfig) -> int:
+def serve(parts: Parts, plugins: Plugins, server: ServerConfig, spare: SpareProcess) -> int:
     """Serve ``parts`` until told to stop; return the process's exit code.
 
     Args:
         parts: what to serve; the engine's process makes its own of the same configuration.
         plugins: for routes and for hooks that observe.
         server: the ``server`` section, checked.
+        spare: for the first engine.
 
     Raises:
         ConfigError: as ``run_server``.
     """
-    configs = engine_configs(parts.config, parts.replicas.replicas)
-    hosts = map(ProcessHost, configs)
+    first, *others = engine_configs(parts.config, parts.replicas.replicas)
+    hosts = [ProcessHost(first, spare), *map(ProcessHost, others)]
     if server.workers > 1:
         return run_with_workers(Service(parts, plugins, *hosts, reads_answers=False), server)
     service = Service(parts, plugins, *hosts)

@@ -73,7 +73,7 @@ class Worker:
         """Start a process, which is told ``start``."""
         ours, theirs = socket.socketpair()
         connections, their_connections = socket.socketpair()
-        process = await Companion.start(MODULE, [theirs, their_connections])
+        process = Companion(MODULE, [theirs, their_connections])
         connections.setblocking(False)
         channel: WorkerChannel = AsyncChannel(*await connect(ours), FromWorker)
         channel.send(start)

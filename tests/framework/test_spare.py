@@ -1,0 +1,39 @@
+"""Tests of engines' processes that are started before it is known what they are to run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from pluribus.engine.client import ProcessHost
+from pluribus.engine.spare import SpareProcess
+from pluribus.terminal import companions
+
+
+def test_one_that_nobody_takes_ends() -> None:
+    with pytest.raises(ValueError, match="wrong setting"), SpareProcess() as spare:
+        os.kill(spare.process.pid, 0)
+        raise ValueError("wrong setting")
+
+    asyncio.run(asyncio.wait_for(spare.process.wait(), 10))
+    assert spare.process.exit_code
+    assert not companions
+
+
+def test_one_that_is_taken_is_the_first_engine_and_no_other() -> None:
+    async def life() -> None:
+        with SpareProcess() as spare:
+            host = ProcessHost("", spare)
+            first = await host.start()
+        assert host.pid == spare.process.pid
+        await host.kill()
+        second = await host.start()
+        assert host.pid != spare.process.pid
+        await host.kill()
+        for client in first, second:
+            client.close()
+
+    asyncio.run(life())
+    assert not companions
