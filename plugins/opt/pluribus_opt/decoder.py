@@ -201,7 +201,10 @@ class OPTDecoder(nn.Module):
         decoder.to(dtype)
         if quantizer is not None:
             quantize(decoder.layers, quantizer)
-        return decoder.to_empty(device=device)
+        for module in decoder.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, _allocated(weight, device))
+        return decoder
 
     def pack(self) -> None:
         """Store weights as this device multiplies with them fastest, once they are all read.
@@ -241,6 +244,12 @@ class OPTDecoder(nn.Module):
             yield from layer.parts(f"decoder.layers.{index}.")
         if self.head is not None:
             yield from self.head.parts()
+
+
+def _allocated(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
+    # Not with empty_like or to_empty: of what lies nowhere, they import a compiler for a second.
+    there = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+    return nn.Parameter(there, requires_grad=False)
 
 
 def _norm(config: OPTConfig) -> LayerNorm:

@@ -35,8 +35,9 @@ class Linear(nn.Module):
     def quantize(self, quantizer: Quantizer) -> None:
         """Hold the weight as ``quantizer`` makes it; there is nothing in it yet."""
         self.quantizer = quantizer
-        weight = torch.empty_like(self.weight, dtype=quantizer.dtype)
-        scale = self.weight.new_empty(len(weight), dtype=torch.float32)
+        device = self.weight.device
+        weight = torch.empty(self.weight.shape, dtype=quantizer.dtype, device=device)
+        scale = torch.empty(len(weight), dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
 
