@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,10 @@ MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b")
 SAMPLED = 0.8
 TOP_P = 0.9
 SLOTS = 512
+RESULT = '{"side"'
+END = "that was all\n"
+SECONDS_TO_FREE = 3.0
+"""That a device may take to have its memory back from processes that have ended."""
 
 Work = list[tuple[list[int], int]]
 """Prompts in token ids, and how many tokens to generate after each."""
@@ -198,6 +203,7 @@ def measure(side: str, arguments: argparse.Namespace) -> None:
                 worst=round(max(seconds[num_warmups:]), 4),
             )
             print(json.dumps(asdict(result)), flush=True)
+    print(END, end="", flush=True)
 
 
 def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[Result]:
@@ -208,18 +214,27 @@ def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[
     if side == "vllm":
         paths = [arguments.vllm, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    done = subprocess.run(
+    results = []
+    with subprocess.Popen(
         [*command, *arguments.workloads],
         stdout=subprocess.PIPE,
         text=True,
-        check=False,
         env=environment,
-    )
-    if done.returncode:
-        print(f"{side} {model}: failed", file=sys.stderr, flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"side"')]
-    print("\n".join(lines), flush=True)
-    return [Result(**json.loads(line)) for line in lines]
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(RESULT):
+                results.append(Result(**json.loads(line)))
+                print(line, end="", flush=True)
+            elif line == END:
+                break
+        else:
+            print(f"{side} {model}: failed", file=sys.stderr, flush=True)
+        # vLLM's own processes can keep it from ending.
+        os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(SECONDS_TO_FREE)
+    return results
 
 
 def print_table(results: Sequence[Result]) -> None:
