@@ -103,18 +103,16 @@ class Checkpoint:
             assert wanted.items() <= self._expected.items(), "the network is of another shape"
         sizes = [part.target.numel() * self._stored[part.name].dtype.itemsize for part in parts]
         done, total = 0, sum(sizes)
-        from pluribus_opt.checkpoint.staging import way_to
+        from pluribus_opt.checkpoint.staging import staging_for
 
         in_order = sorted(zip(parts, sizes, strict=True), key=self._position)
-        with way_to(part.target for part in parts) as way:
-            for part, size in in_order:
-                stored = self._stored[part.name]
-                # What is quantised is read into what is used right away.
-                put = way.put if part.scaled is None else way.put_at_once
-                part.fill(stored.dtype, partial(stored.copy, put=put))
-                way.afterwards(partial(stored.forget, part.index))
-                done += size
-                progress(done, total)
+        put = staging_for([part.target for part in parts])
+        for part, size in in_order:
+            stored = self._stored[part.name]
+            part.fill(stored.dtype, partial(stored.copy, put=put))
+            stored.forget(part.index)
+            done += size
+            progress(done, total)
 
     def check(self, expected: Mapping[str, Shape]) -> None:
         """Compare names, shapes and kinds of number with what a network is made of.

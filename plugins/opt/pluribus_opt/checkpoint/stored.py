@@ -79,12 +79,14 @@ class StoredTensor:
     def copy(self, index: Index, target: Tensor, put: Put = put) -> None:
         """Copy a piece into ``target``, which has its shape and may differ in dtype and device.
 
-        Only the blocks that hold some of the piece are touched.
+        Only the blocks that hold some of the piece are touched, one at a time.
         """
         region = self.region(index)
         for block in self.blocks:
             if shared := block.overlap(region):
-                put(block.data[shared[0]], target[shared[1]])
+                piece = block.data[shared[0]]
+                put(piece, target[shared[1]])
+                drop_pages(piece)
 
     def forget(self, index: Index) -> None:
         """Let go of a piece's pages: what is copied bit by bit leaves some at every seam."""
