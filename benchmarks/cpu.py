@@ -13,6 +13,7 @@ import asyncio
 import json
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -281,20 +282,33 @@ def print_table(results: Sequence[Result]) -> None:
         print(f"| {each.what} | {' | '.join(cells)} |", file=sys.stderr)
 
 
+def measured_apart(section: str, repeats: int) -> Iterator[Result]:
+    """Run a section in a process of its own: what another has left there would slow it down."""
+    command = [sys.executable, __file__, "--section", section, "--repeats", str(repeats)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            yield Result(**json.loads(line))
+    if process.returncode:
+        sys.exit(f"{section} failed")
+
+
 def main() -> None:
     """Run the sections that the command line asks for."""
     parser = argparse.ArgumentParser(description="Pluribus beside transformers, on a CPU.")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=" ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=3, help="rounds, besides one to warm up")
+    parser.add_argument("--section", choices=list(SECTIONS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"no section is called {', '.join(unknown)}; choose of {', '.join(SECTIONS)}")
-    results = []
-    for name in arguments.sections or SECTIONS:
-        for result in SECTIONS[name](arguments.repeats):
-            results.append(result)
+    if arguments.section:
+        for result in SECTIONS[arguments.section](arguments.repeats):
             print(json.dumps(asdict(result)), flush=True)
-    print_table(results)
+        return
+    sections = arguments.sections or SECTIONS
+    print_table([each for name in sections for each in measured_apart(name, arguments.repeats)])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connectio
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float16), (3, torch.float32)], ids=str)
-def test_every_rank_has_the_same_sum(size: int, dtype: torch.dtype) -> None:
+def test_every_rank_has_the_same_sum(
+    monkeypatch: pytest.MonkeyPatch, size: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # for the ranks, where tests run on a GPU as well
     context = multiprocessing.get_context("spawn")
     memories = torch.zeros(size, num_bytes(size, CAPACITY), dtype=torch.uint8)
     memories.share_memory_()  # type: ignore[no-untyped-call]
