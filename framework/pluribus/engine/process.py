@@ -63,6 +63,9 @@ def preload() -> None:
     import torch
 
     if torch.cuda.is_available():
+        from pluribus.kernels.launching import prepare
+
+        prepare()
         import pluribus.cuda.worker  # noqa: F401
 
 

@@ -8,9 +8,10 @@ before, so it may read weights and nothing that is ever written.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -20,15 +21,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
+_asked_for: ContextVar[set[Hashable] | None] = ContextVar("asked_for", default=None)
+"""What has been asked to be compiled; None where kernels are launched."""
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: object, **options: object) -> None:
     """Launch a kernel, or have it compiled, as ``compiling`` says."""
-    if _only_compiles.get():
-        kernel.warmup(*args, grid=grid, **options)
-    else:
+    asked_for = _asked_for.get()
+    if asked_for is None:
         kernel[grid](*args, **options)
+        return
+    # Every layer asks for the same, and Triton takes long to find that out.
+    asked = (id(kernel), *map(_kind, args), *options.values())
+    if asked not in asked_for:
+        asked_for.add(asked)
+        kernel.warmup(*args, grid=grid, **options)
+
+
+def _kind(arg: object) -> Hashable:
+    """Return all that a compiled kernel may depend on, and maybe more, of an argument."""
+    if isinstance(arg, Tensor):
+        return arg.dtype, arg.data_ptr() % 16
+    assert isinstance(arg, Hashable)
+    return type(arg), arg
 
 
 @contextmanager
@@ -37,12 +52,23 @@ def compiling() -> Iterator[None]:
 
     One after another, as they are launched for the first time, they take many times as long.
     """
-    token = _only_compiles.set(True)
+    token = _asked_for.set(set())
     try:
         with ThreadPoolExecutor(os.cpu_count()) as threads, triton.AsyncCompileMode(threads):
             yield
     finally:
-        _only_compiles.reset(token)
+        _asked_for.reset(token)
+
+
+def prepare() -> None:
+    """Have Triton read its own files, by which it knows its cache, on a thread meanwhile.
+
+    It does so before the first kernel is compiled or found there, and takes a third of a second.
+    """
+    with suppress(ImportError):  # it is no part of what Triton promises
+        from triton.runtime.cache import triton_key
+
+        threading.Thread(target=triton_key, name="triton-key", daemon=True).start()
 
 
 def early(x: Tensor) -> dict[str, bool]:

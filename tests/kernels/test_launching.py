@@ -1,0 +1,95 @@
+"""Kernels are launched, or compiled once for all that ask alike."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from pluribus.kernels.launching import compiling, launch, prepare
+
+
+class FakeKernel:
+    """Notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.launched: list[object] = []
+        self.compiled: list[object] = []
+
+    def __getitem__(self, grid: object) -> Any:
+        return lambda *args, **options: self.launched.append((grid, args, options))
+
+    def warmup(self, *args: object, grid: object, **options: object) -> None:
+        self.compiled.append((args, options))
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mode:
+        def __init__(self, threads: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(triton, "AsyncCompileMode", Mode, raising=False)
+
+
+def test_what_is_compiled_is_not_launched() -> None:
+    kernel = FakeKernel()
+    with compiling():
+        launch(kernel, (1,), 3, SIZE=4)
+    assert kernel.compiled == [((3,), {"SIZE": 4})]
+    launch(kernel, (1,), 3, SIZE=4)
+    assert kernel.launched == [((1,), (3,), {"SIZE": 4})]
+
+
+def test_what_differs_in_nothing_but_addresses_is_compiled_once() -> None:
+    kernel = FakeKernel()
+    with compiling():
+        for number in range(3):
+            launch(kernel, (number,), torch.zeros(64), 7, SIZE=4)
+    assert len(kernel.compiled) == 1
+    with compiling():
+        launch(kernel, (1,), torch.zeros(64), 7, SIZE=4)
+    assert len(kernel.compiled) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "size"),
+    [
+        (torch.zeros(64, dtype=torch.float16), 7),
+        (torch.zeros(65)[1:], 7),
+        (torch.zeros(64), 1),
+        (torch.zeros(64), 7.0),
+        (torch.zeros(64), True),
+    ],
+    ids=["dtype", "alignment", "number", "float", "bool"],
+)
+def test_what_kernels_may_be_specialised_for_is_compiled_apart(
+    other: torch.Tensor, size: object
+) -> None:
+    kernel, another = FakeKernel(), FakeKernel()
+    with compiling():
+        launch(kernel, (1,), torch.zeros(64), 7, SIZE=4)
+        launch(kernel, (1,), other, size, SIZE=4)
+        launch(kernel, (1,), torch.zeros(64), 7, SIZE=8)
+        launch(another, (1,), torch.zeros(64), 7, SIZE=4)
+    assert len(kernel.compiled) == 3
+    assert len(another.compiled) == 1
+
+
+def test_what_triton_is_known_by_is_read_beforehand() -> None:
+    triton_key = pytest.importorskip("triton.runtime.cache").triton_key
+    triton_key.cache_clear()
+    prepare()
+    for thread in threading.enumerate():
+        if thread.name == "triton-key":
+            thread.join(60)
+    assert triton_key.cache_info().currsize == 1
