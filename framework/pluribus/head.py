@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pluribus.kernels.upload import upload
 from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.sampler import NextTokens, Sampler
 from pluribus.sampling import Logprobs, logprobs
@@ -55,7 +56,7 @@ class Head:
         told = plan.told
         if not told:
             return tokens, None
-        index = torch.tensor(list(told), device=tokens.device)
+        [index] = upload(tokens.device, list(told))
         return tokens, logprobs(logits.index_select(0, index), tokens[index], max(told.values()))
 
     def _score(self, plan: LogitsPlan, hidden: Tensor, prompt: Tensor) -> Logprobs | None:

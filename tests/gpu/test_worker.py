@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,11 @@ from gpu.tiny import (
     small_sizes,
 )
 from kernels.device import DEVICE
-from pluribus import FinishReason, Generation
+from pluribus import FinishReason, Generation, SamplingParams
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.graphs import Graphs
+from pluribus.cuda.worker import CudaWorker
+from pluribus.step import Row
 
 MIXTURE = {
     "greedy": GREEDY,
@@ -75,9 +78,9 @@ def test_what_decodes_beside_a_prompt_runs_with_it(monkeypatch: pytest.MonkeyPat
     decoded: list[int] = []
     decode = Decoding.run
 
-    def note(decoding: Decoding, slots: tuple[int, ...], passes: int) -> Any:
-        decoded.append(len(slots))
-        return decode(decoding, slots, passes)
+    def note(decoding: Decoding, rows: Sequence[Row], passes: int) -> Any:
+        decoded.append(len(rows))
+        return decode(decoding, rows, passes)
 
     monkeypatch.setattr(Decoding, "run", note)
     core = engine(TinyWorker())
@@ -105,6 +108,46 @@ def test_whatever_shares_a_step_each_gets_what_it_gets_alone(
     for generation, kind, wanted in zip(generations, [*MIXTURE, *RANKED], expected, strict=True):
         assert generation.finish_reason is not None, kind
         assert_same(generation, wanted)
+
+
+def test_only_prompts_that_are_scored_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else a row asks for, its layers are replayed with everybody's."""
+    launched: list[Row] = []
+    launch = CudaWorker._launch_all
+
+    def note(worker: CudaWorker, rows: Sequence[Row], passes: int) -> Any:
+        launched.extend(rows)
+        return launch(worker, rows, passes)
+
+    monkeypatch.setattr(CudaWorker, "_launch_all", note)
+    run(engine(TinyWorker(4), lookahead=1), asked())
+    assert launched
+    assert all(row.scores for row in launched)
+
+
+def test_special_rows_share_their_passes_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed: list[int] = []
+    replay = Graphs.replay
+
+    def note(graphs: Graphs[Any], key: int, times: int = 1) -> None:
+        replayed.append(key)
+        replay(graphs, key, times)
+
+    monkeypatch.setattr(Graphs, "replay", note)
+    worker = TinyWorker()
+    core = engine(worker)
+    kinds = ("penalties", "greedy", "logprobs", "seeded")
+    generations = [ask(n, PROMPT[:1], MIXTURE[kind]) for n, kind in enumerate(kinds)]
+    with small_sizes():
+        for generation in generations:
+            core.add(generation)
+        core.step()
+        del replayed[:]
+        core.step()
+    assert replayed == [4]
+    run(core, [])
+    for generation in generations:
+        assert_same(generation, alone(cpu_worker(), generation))
 
 
 def test_the_mixture_ends_in_every_way(expected: list[Generation]) -> None:
@@ -157,7 +200,17 @@ def test_few_prompts_leave_alone_who_was_prefilled_among_many() -> None:
         assert_same(generation, alone(cpu_worker(), generation))
 
 
-def test_what_is_captured_on_demand_runs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "params",
+    [
+        replace(SEEDED, top_k=5, top_p=0.9, max_tokens=4),
+        replace(MIXTURE["penalties"], max_tokens=4, logprobs=1),
+    ],
+    ids=["ranked", "special"],
+)
+def test_what_is_captured_on_demand_runs_nobody(
+    monkeypatch: pytest.MonkeyPatch, params: SamplingParams
+) -> None:
     if DEVICE.type == "cpu":
         capture = Graphs.capture
 
@@ -166,9 +219,8 @@ def test_what_is_captured_on_demand_runs_nobody(monkeypatch: pytest.MonkeyPatch)
             capture(graphs, key)
 
         monkeypatch.setattr(Graphs, "capture", run_first)
-    both = replace(SEEDED, top_k=5, top_p=0.9, max_tokens=4)
     worker = TinyWorker()
-    run(core := engine(worker), generations := [ask(1, PROMPT[:3], both), ask(2, [2], GREEDY)])
+    run(core := engine(worker), generations := [ask(1, PROMPT[:3], params), ask(2, [2], GREEDY)])
     assert core.num_steps == 7
     for generation in generations:
         assert_same(alone(worker, generation), generation)

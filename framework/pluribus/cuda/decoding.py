@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import SIZES
+from pluribus.interfaces import TokenLayout
 from pluribus.kernels.passes import Rows, begin_pass, end_pass
 from pluribus.kernels.upload import upload
-from pluribus.step import StepResult
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
+from pluribus.step import Row, StepResult
 
 MAX_PASSES = 8
 SECONDS_OF_PASSES = 0.004
@@ -18,6 +23,9 @@ SECONDS_OF_PASSES = 0.004
 
 class Decoding:
     """Replays decode passes, several in a row, and reads what came of them.
+
+    Where choosing any row's token takes more than the sampling kernel, the layers are replayed and
+    the rest is launched: what it computes in would double the memory that graphs hold.
 
     Attributes:
         max_passes: how many of them make a step of a few milliseconds.
@@ -31,25 +39,37 @@ class Decoding:
         self._asked: tuple[int, ...] = ()
         self._sizes = sizes_up_to(self._padding, SIZES)
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
+        self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
+        self._hidden: Tensor | None = None
+        self._last = torch.arange(self._padding, device=rank.device)
         self.max_passes = 1
 
     def runs(self) -> list[Callable[[], None]]:
-        """Return what is going to be captured, to be rehearsed."""
-        return self._graphs.runs(self._sizes)
+        """Return what is going to be captured, or launched, to be rehearsed."""
+        return [*self._graphs.runs(self._sizes), self._choose_any]
 
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):
-            self._capture(size)
+            self._capture(self._graphs, size)
 
-    def run(self, slots: tuple[int, ...], passes: int) -> Callable[[], StepResult]:
-        """Run passes of these slots; return a function that waits for their tokens."""
+    def run(self, rows: Sequence[Row], passes: int) -> Callable[[], StepResult]:
+        """Run passes of these rows; return a function that waits for what came of them."""
+        slots = tuple([row.slot for row in rows])
         size = bucket(self._sizes, len(slots))
         assert size is not None, f"{len(slots)} rows where there are {self._padding} slots"
+        is_special = any(self._rank.state.is_special[slot] for slot in slots)
+        if is_special and size not in self._layers:
+            self._capture(self._layers, size)
         self._ask(slots, size)
         self._rows.counter.zero_()
         started = self._rank.arrivals.mark()
-        self._graphs.replay(size, passes)
+        if is_special:
+            told = self._launch_heads(rows, size, passes)
+            if told is not None:
+                return self._rank.arrivals.bring(told)
+        else:
+            self._graphs.replay(size, passes)
         answers = self._rows.answers[:passes, : len(slots)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
         ended = self._rank.arrivals.mark()
@@ -62,11 +82,28 @@ class Decoding:
 
         return read
 
-    def _capture(self, size: int) -> None:
+    def _launch_heads(self, rows: Sequence[Row], size: int, passes: int) -> Outcome | None:
+        """Replay the layers of each pass, and launch what chooses its tokens.
+
+        Returns what came of the only pass, if it tells more than tokens.
+        """
+        mine, texts = self._rows.first(len(rows)), self._rank.state.texts
+        layout = TokenLayout(mine.slots, mine.positions, self._last[: len(rows)])
+        for at in range(passes):
+            self._layers.replay(size)
+            assert self._hidden is not None, "layers leave what they return"
+            now = [row._replace(start=row.start + at) for row in rows]
+            task = Task(LogitsPlan.of(now, self._rank.state), layout, mine.positions)
+            outcome = self._rank.head.finish(task, self._hidden[: len(rows)])
+            end_pass(texts, mine, outcome.tokens)
+        assert passes == 1 or outcome.logprobs is None, "of several passes, tokens alone are read"
+        return None if outcome.logprobs is None else outcome
+
+    def _capture(self, graphs: Graphs[int], size: int) -> None:
         """Capture a pass; that runs one, which no text may see."""
         self._ask((), size)
         self._rows.counter.zero_()
-        self._graphs.capture(size)
+        graphs.capture(size)
 
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""
@@ -77,10 +114,26 @@ class Decoding:
             self._asked = asked + self._asked[size:]
 
     def _run_pass(self, num_rows: int) -> None:
+        rows = self._rows.first(num_rows)
+        logits = self._rank.network.logits(self._begin(rows))
+        chosen = self._rank.sampler.draw(logits, rows.slots, rows.positions + 1)
+        end_pass(self._rank.state.texts, rows, chosen)
+
+    def _run_layers(self, num_rows: int) -> None:
+        x = self._begin(self._rows.first(num_rows))
+        if self._hidden is None:  # as it is run, before it is captured
+            self._hidden = x.new_empty(self._padding, x.shape[1])
+        self._hidden[:num_rows] = x
+
+    def _begin(self, rows: Rows) -> Tensor:
+        """Begin a pass; return what the last layer returns."""
         network, store = self._rank.network, self._rank.store
-        rows, texts = self._rows.first(num_rows), self._rank.state.texts
-        begin_pass(texts, rows)
+        begin_pass(self._rank.state.texts, rows)
         store.begin_decode(rows.slots, rows.positions)
-        x = network(network.embed(rows.tokens, rows.positions), store)
-        chosen = self._rank.sampler.draw(network.logits(x), rows.slots, rows.positions + 1)
-        end_pass(texts, rows, chosen)
+        return network(network.embed(rows.tokens, rows.positions), store)
+
+    def _choose_any(self) -> None:
+        """Choose from logits as they are where something has adjusted them."""
+        rows, sampler = self._rows.first(1), self._rank.sampler
+        logits = torch.zeros(1, self._rank.state.num_token_ids, device=self._rank.device)
+        sampler.draw(logits, rows.slots, rows.positions)

@@ -10,6 +10,7 @@ from pluribus.cuda.arrival import Arrivals
 from pluribus.cuda.graphs import GraphPool
 from pluribus.cuda.sampler import CudaSampler
 from pluribus.cuda.state import CudaSlotState
+from pluribus.head import Head
 from pluribus.interfaces import Network
 from pluribus.interfaces.device_store import DeviceKVStore
 
@@ -22,6 +23,7 @@ class Rank:
     store: DeviceKVStore
     state: CudaSlotState
     sampler: CudaSampler
+    head: Head
     device: torch.device
     pool: GraphPool
     arrivals: Arrivals

@@ -48,7 +48,7 @@ class ReplayingWorker(Worker):
     ) -> None:
         super().__init__(network, store, spec, shape, device, join)
         shared = (GraphPool(device), Arrivals(device))
-        self.rank = Rank(network, store, self.state, self.sampler, device, *shared)
+        self.rank = Rank(network, store, self.state, self.sampler, self.head, device, *shared)
 
     @property
     def kernel_seconds(self) -> float:
@@ -96,7 +96,7 @@ class ReplayingWorker(Worker):
         return kinds
 
     def _kind(self, row: Row) -> Kind:
-        if self.state.is_special[row.slot]:
+        if row.scores:
             return Kind.LAUNCHED
         return Kind.DECODED if row.num_tokens == 1 and row.samples else Kind.PREFILLED
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pluribus.cuda.state import ADJUSTED, CudaSlotState
 from pluribus.kernels.sample import sample
+from pluribus.kernels.upload import upload
 from pluribus.sampler import NextTokens, Sampler
 
 
@@ -43,7 +44,7 @@ class CudaSampler(Sampler):
                 continue
             if adjusted is logits:
                 adjusted = logits.to(torch.float32, copy=True)
-            index = torch.tensor(rows, device=logits.device)
+            [index] = upload(logits.device, rows)
             group = following.select(rows, index)
             adjusted[index] = self._adjusted(adjusted[index], group, needs)
         return adjusted

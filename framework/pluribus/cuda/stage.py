@@ -12,7 +12,7 @@ from pluribus.interfaces import KVShape, ModelSpec, Network, Place
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.logits_plan import Outcome
 from pluribus.stages import stage_of
-from pluribus.step import Step
+from pluribus.step import Row, Step
 
 
 class CudaStageWorker(ReplayingWorker):
@@ -43,12 +43,15 @@ class CudaStageWorker(ReplayingWorker):
             self._decoding.capture()
         self.rank.pool.trim()
 
+    def _is_replayed(self, row: Row) -> bool:
+        return self._kind(row) is Kind.DECODED and not self.state.is_special[row.slot]
+
     def _tell(self, outcome: Outcome) -> Result:
         return self.rank.arrivals.bring(outcome)
 
     def _pass_through(self, step: Step) -> Result:
-        # All together: apart, what decodes and what does not would each read all weights.
-        if any(self._kind(row) is not Kind.DECODED for row in step.rows):
+        # All together: apart, what is replayed and what is not would each read all weights.
+        if not all(map(self._is_replayed, step.rows)):
             return super()._pass_through(step)
         decoding = self._decoding
         task = decoding.begin(step.rows)

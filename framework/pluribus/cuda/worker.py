@@ -43,7 +43,7 @@ class CudaWorker(ReplayingWorker):
 
     def _run_group(self, passes: int, kind: Kind, rows: Sequence[Row]) -> Result:
         if kind is Kind.DECODED:
-            return self._decoding.run(tuple([row.slot for row in rows]), passes)
+            return self._decoding.run(rows, passes)
         num_tokens = sum(row.num_tokens for row in rows)
         if kind is Kind.PREFILLED and self._prefilling.fits(num_tokens):
             return self._prefilling.run(rows)

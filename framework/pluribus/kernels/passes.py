@@ -106,7 +106,8 @@ def _begin_pass(
     is_row = row < num_rows
     slot = tl.load(asked + row, mask=is_row, other=0)
     slot = tl.where(tl.load(is_over + slot, mask=is_row, other=0) == 0, slot, padding)
-    at = tl.load(position + slot, mask=is_row, other=0)
+    # Rows that pad stay where they are: each pass may leave them a token further.
+    at = tl.load(position + slot, mask=is_row & (slot != padding), other=0)
     tl.store(slots + row, slot, mask=is_row)
     tl.store(positions + row, at, mask=is_row)
     tl.store(tokens + row, tl.load(texts + slot * stride + at, mask=is_row, other=0), mask=is_row)
