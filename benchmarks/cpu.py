@@ -28,13 +28,13 @@ import pluribus_opt
 from front import asking
 from http_client import Connection
 from pluribus import config as conf
+from pluribus.assembly import assemble
 from pluribus.bench.engine import BenchEngine, timed_core
 from pluribus.bench.measurement import between
 from pluribus.bench.stopwatch import ForwardPass
 from pluribus.bench.workloads import Lengths, Request, Workload, fixed
 from pluribus.engine.loop import EngineLoop
 from pluribus.plugins import discover
-from pluribus.runtime import assemble
 from server import serving
 
 BUNDLED = Path(pluribus_opt.__file__).parent / "bundled" / "opt-stories-14m"

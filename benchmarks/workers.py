@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from http_client import Connection
+from pluribus import assembly
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.engine.async_channel import connect
 from pluribus.engine.channel import Channel
 from pluribus.engine.client import EngineClient, EngineHost
@@ -98,7 +98,7 @@ def run_front(num_workers: int, port: int, passes: int, seconds: float) -> int:
     conf.add_search_paths(plugins.search_paths)
     overrides = [f"server.workers={num_workers}", f"server.port={port}", "server.log_level=error"]
     config = conf.load("serve", [*overrides, "batcher.max_batch_size=512"])
-    parts = runtime.assemble(config, plugins)
+    parts = assembly.assemble(config, plugins)
     server, host = conf.section(config, "server", ServerConfig), SwiftHost(passes, seconds)
     configure_logging(server.log_format, server.log_level)
     if num_workers > 1:

@@ -102,6 +102,7 @@ def run_without_torch(code: str) -> None:
         "pluribus.hookspecs",
         "pluribus.plan.command",
         "pluribus.plugins",
+        "pluribus.assembly",
         "pluribus.runtime",
         "pluribus.server.config",
         *(package.name for package in PLUGIN_PACKAGES),

@@ -68,14 +68,14 @@ def serve(arguments: Sequence[str]) -> int:
     from pluribus.engine.spare import SpareProcess
 
     def task(config: Any, plugins: Plugins) -> int:
+        from pluribus import assembly
         from pluribus import config as conf
-        from pluribus import runtime
         from pluribus.logs import configure_logging
         from pluribus.plan.command import check
         from pluribus.server.config import ServerConfig
 
         server_config = conf.section(config, "server", ServerConfig)
-        parts = runtime.assemble(config, plugins)
+        parts = assembly.assemble(config, plugins)
         if parts.launcher.is_local:
             check(config, plugins, parts.model.blueprint)
 

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from pluribus.assembly import EngineConfig
 from pluribus.engine.client import EngineHost
 from pluribus.engine.messages import Refused, Stepped, Submit
 from pluribus.errors import EngineError
 from pluribus.progress import log_progress, report_progress
 from pluribus.replica import Readings, Replica
 from pluribus.routing import Router
-from pluribus.runtime import EngineConfig
 from pluribus.supervisor import State, Status
 
 PRECEDENCE = (State.STOPPING, State.READY, State.LOADING, State.FAILED)

@@ -20,8 +20,8 @@ from pluribus.supervisor import Status
 from pluribus.tenants import ANONYMOUS, Tenant
 
 if TYPE_CHECKING:
+    from pluribus.assembly import Parts
     from pluribus.plugins import Plugins
-    from pluribus.runtime import Parts
 
 Prompt = str | Sequence[int]
 

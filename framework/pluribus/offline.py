@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
+from pluribus import assembly, runtime
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
 from pluribus.engine.core import EngineCore
 from pluribus.errors import ConfigError, EngineError, RequestError
@@ -32,7 +32,7 @@ __all__ = ["Completion", "Engine", "print_answer"]
 
 T = TypeVar("T")
 
-UNBOUNDED = runtime.QueueConfig(max_size=sys.maxsize // 2)
+UNBOUNDED = assembly.QueueConfig(max_size=sys.maxsize // 2)
 """A script waits for its own answers: nobody has to be sent away."""
 
 
@@ -55,7 +55,7 @@ class Engine:
         plugins.check()
         conf.add_search_paths(plugins.search_paths)
         config = conf.load("serve", overrides)
-        parts = replace(runtime.assemble(config, plugins), queue=UNBOUNDED)
+        parts = replace(assembly.assemble(config, plugins), queue=UNBOUNDED)
         self.service = Service(parts, plugins, *_hosts(parts, plugins))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
@@ -190,7 +190,7 @@ class GenerateConfig:
             raise ConfigError(str(error)) from error
 
 
-def _hosts(parts: runtime.Parts, plugins: Plugins) -> Sequence[EngineHost]:
+def _hosts(parts: assembly.Parts, plugins: Plugins) -> Sequence[EngineHost]:
     """Return a thread for a single rank; losing one of several must not end this process."""
     if parts.parallelism.world_size * parts.replicas.replicas > 1:
         configs = engine_configs(parts.config, parts.replicas.replicas)
@@ -206,12 +206,12 @@ def print_answer(config: DictConfig, plugins: Plugins, prompt: str) -> int:
     """Print the answer to ``prompt`` that ``conf/generate.yaml`` and its overrides ask for."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     params = conf.pick(config, GenerateConfig).params()
-    parts = runtime.assemble(config, plugins)
+    parts = assembly.assemble(config, plugins)
     return parts.launcher.run(partial(_print_answer, parts, plugins, prompt, params))
 
 
 def _print_answer(
-    parts: runtime.Parts, plugins: Plugins, prompt: str, params: SamplingParams
+    parts: assembly.Parts, plugins: Plugins, prompt: str, params: SamplingParams
 ) -> int:
     service = Service(parts, plugins, *_hosts(parts, plugins))
     query = service.query(prompt, params)  # refused, if it must be, before the weights are read

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
+from pluribus.assembly import EngineConfig
 from pluribus.engine.client import EngineHost
 from pluribus.engine.messages import Cancel, Ready, Refused, Stats, Stepped, Submit
 from pluribus.progress import Report
-from pluribus.runtime import EngineConfig
 from pluribus.supervisor import Supervisor
 
 

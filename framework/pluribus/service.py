@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from pluribus.assembly import Parts
 from pluribus.detokenizer import Detokenizer, Unread
 from pluribus.engine.client import EngineHost
 from pluribus.engine.messages import Output, Refused, Stepped, Submit
@@ -32,7 +33,6 @@ from pluribus.observer import Refusal, ServiceObserver
 from pluribus.plugins import Plugins
 from pluribus.reply import Reply
 from pluribus.routing import Router
-from pluribus.runtime import Parts
 from pluribus.supervisor import State, Status
 from pluribus.tenants import ANONYMOUS, Limiter, Tenant
 
@@ -46,7 +46,7 @@ class Service(Front):
     """Answers prompts through engines that may die and come back. Belongs to one event loop.
 
     Args:
-        parts: what is served; see ``runtime.assemble``.
+        parts: what is served; see ``assembly.assemble``.
         plugins: for ``/plugins``.
         hosts: where engines run, one for each replica.
         reads_answers: whether those who ask want text; where not, only what stop strings may

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from pluribus.assembly import EngineConfig
 from pluribus.engine.client import EngineClient, EngineHost
 from pluribus.engine.messages import (
     Beat,
@@ -25,7 +26,6 @@ from pluribus.engine.messages import (
 from pluribus.errors import EngineError
 from pluribus.progress import Report, report_progress
 from pluribus.restarts import Restarts
-from pluribus.runtime import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pluribus.assembly import Parts
 from pluribus.engine.async_channel import AsyncChannel, connect
 from pluribus.engine.client import EngineHost
 from pluribus.plugins import Plugins
-from pluribus.runtime import Parts
 from pluribus.server.metrics import Metrics
 from pluribus.server.workers.desk import Desk, WorkerChannel
 from pluribus.server.workers.messages import FromFirst, FromWorker

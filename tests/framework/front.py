@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from framework.counting import CountingExecutor, core
 from pluribus import ModelSpec, ResponseCache
+from pluribus.assembly import EngineConfig, Parts, QueueConfig
 from pluribus.engine.client import EngineHost, ThreadHost
 from pluribus.plugins import Plugins
-from pluribus.runtime import EngineConfig, Parts, QueueConfig
 from pluribus.service import Service
 from pluribus_batchers.bucket import BucketConfig
 from pluribus_caches.response.none import NoResponseCache, NoResponseCacheConfig

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pluribus import EngineError
+from pluribus.assembly import EngineConfig
 from pluribus.engine.client import EngineClient, EngineHost
 from pluribus.engine.messages import Cancel, FromFront, Ready, Stats, Stepped, Submit
 from pluribus.fleet import Fleet
 from pluribus.generation import SamplingParams
 from pluribus.routing import Router
-from pluribus.runtime import EngineConfig
 from pluribus.supervisor import State, Status
 
 BLOCK, MAX_LEAD = 2, 2

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluribus import ConfigError, runtime
+from pluribus import ConfigError, assembly
 from pluribus import config as conf
 from pluribus.plan.demand import COLLECTIVES, LINK
 from pluribus.plan.devices import GIB, GPUS, Device, Site
@@ -25,7 +25,7 @@ H200S = ("model=opt-175b", "plan.device=h200-141g", "plan.count=4")
 
 def planner(*overrides: str) -> Planner:
     config, plugins = conf.load("plan", overrides), discover()
-    return Planner(config, plugins, runtime.describe(config, plugins))
+    return Planner(config, plugins, assembly.describe(config, plugins))
 
 
 def plan(*overrides: str) -> Plan:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from pluribus import assembly
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.plan.devices import GPUS
 from pluribus.plan.planner import Planner
 from pluribus.plugins import discover
@@ -131,7 +131,7 @@ def test_every_choice_can_be_planned(choice: str) -> None:
     needed = ["batcher=bucket"] if choice == "cache/kv=contiguous" else []
     overrides = [choice, *needed, "plan.device=h200-141g", "plan.count=8"]
     config, plugins = conf.load("plan", overrides), discover()
-    assert Planner(config, plugins, runtime.describe(config, plugins)).plan().fits
+    assert Planner(config, plugins, assembly.describe(config, plugins)).plan().fits
 
 
 def test_serve_refuses_what_does_not_fit_before_it_loads(tmp_path: Path) -> None:

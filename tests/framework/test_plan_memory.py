@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from framework.allocations import Allocations
-from pluribus import ConfigError, runtime
+from pluribus import ConfigError, assembly, rank_worker
 from pluribus import config as conf
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Seat
@@ -24,16 +24,16 @@ SAMPLED = SamplingParams(
 )
 
 
-def parts(*overrides: str) -> runtime.Parts:
-    return runtime.assemble(conf.load("serve", [*overrides, "device=cpu"]), discover())
+def parts(*overrides: str) -> assembly.Parts:
+    return assembly.assemble(conf.load("serve", [*overrides, "device=cpu"]), discover())
 
 
-def start(chosen: runtime.Parts) -> Worker:
-    worker = runtime.start_rank(chosen, lambda done, total: None, Seat())
+def start(chosen: assembly.Parts) -> Worker:
+    worker = rank_worker.start_rank(chosen, lambda done, total: None, Seat())
     return cast(Worker, worker)
 
 
-def needs(chosen: runtime.Parts) -> Demand:
+def needs(chosen: assembly.Parts) -> Demand:
     return demand(chosen.outline, 0, "cpu")
 
 
@@ -73,7 +73,7 @@ def test_a_rank_asks_its_own_device_before_it_loads(monkeypatch: pytest.MonkeyPa
     planned = needs(chosen)
     enough = planned.weights + planned.work + 20 * 2**20
     free = iter([enough, enough - planned.weights, enough - 2**21])
-    monkeypatch.setattr(runtime, "free_memory", lambda device: next(free))
+    monkeypatch.setattr(rank_worker, "free_memory", lambda device: next(free))
     start(chosen)
     said = r"opt-stories-14m does not fit: cache.kv.memory=20MiB is more than rank 0's device has"
     with pytest.raises(ConfigError, match=said):

@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pluribus import Batch, Batcher, ConfigError, Generation, KVLedger, PluginError, hookimpl
+from pluribus.assembly import assemble
 from pluribus.plugins import BATCHER, MODEL, Plugins, Source, discover
-from pluribus.runtime import assemble
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pluribus import ConfigError, Engine, EngineError, SamplingParams, runtime
+from pluribus import ConfigError, Engine, EngineError, SamplingParams, assembly, rank_worker
 from pluribus import config as conf
 from pluribus.bench.engine import BenchEngine
 from pluribus.interfaces import Seat
@@ -18,12 +18,12 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0)
 PROMPTS = ["Once upon a time", "The old man", "A cat", "In the forest"]
 
 
-def parts_of(replica: int, *overrides: str) -> runtime.Parts:
+def parts_of(replica: int, *overrides: str) -> assembly.Parts:
     """Return the parts as the engine of a replica assembles them."""
-    parts = runtime.assemble(conf.load("serve", overrides), discover())
+    parts = assembly.assemble(conf.load("serve", overrides), discover())
     config = OmegaConf.create(engine_configs(parts.config, parts.replicas.replicas)[replica])
     assert isinstance(config, DictConfig)
-    return runtime.assemble(config, discover())
+    return assembly.assemble(config, discover())
 
 
 @pytest.mark.parametrize("kind", ["single", "tensor"])
@@ -46,7 +46,7 @@ def test_each_replica_has_devices_of_its_own(
     parts = parts_of(replica, "parallel=tensor", "parallel.replicas=2", "device=cuda")
     seat = Seat(rank=rank, local_rank=rank, num_local=2)
     with pytest.raises(ConfigError, match=f"needs CUDA device {missing}, and torch sees {missing}"):
-        runtime.start_rank(parts, lambda done, total: None, seat)
+        rank_worker.start_rank(parts, lambda done, total: None, seat)
 
 
 @pytest.mark.parametrize(("num_sharing", "num_threads"), [(2, [4]), (3, [2]), (16, [1]), (1, [])])
@@ -57,20 +57,20 @@ def test_processors_are_shared_out(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    runtime._share_processors(num_sharing)
+    rank_worker._share_processors(num_sharing)
     assert chosen == num_threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    runtime._share_processors(num_sharing)
+    rank_worker._share_processors(num_sharing)
     assert chosen == num_threads, "whoever sets it knows better"
 
 
 def test_free_memory_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def num_kv_tokens(num_replicas: int, free: int) -> int:
-        monkeypatch.setattr("pluribus.runtime.free_memory", lambda device: free)
+        monkeypatch.setattr("pluribus.rank_worker.free_memory", lambda device: free)
         parts = parts_of(
             0, f"parallel.replicas={num_replicas}", "batcher.max_batch_size=999", "device=cpu"
         )
-        worker = runtime.start_rank(parts, lambda done, total: None, Seat())
+        worker = rank_worker.start_rank(parts, lambda done, total: None, Seat())
         return worker.kv_shape.num_tokens
 
     threads = torch.get_num_threads()

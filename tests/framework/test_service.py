@@ -12,9 +12,9 @@ import pytest
 from framework.counting import CountingExecutor, core
 from framework.front import on_executors, parts, run
 from pluribus import EngineError, FinishReason, QueueFullError, RequestError, SamplingParams
+from pluribus.assembly import EngineConfig
 from pluribus.engine.client import ThreadHost
 from pluribus.reply import Completion
-from pluribus.runtime import EngineConfig
 from pluribus.service import Service
 from pluribus.supervisor import State
 from pluribus.tenants import Tenant

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from pluribus import EngineError
+from pluribus.assembly import EngineConfig
 from pluribus.engine.channel import HEADER, Channel, ChannelClosed
 from pluribus.engine.client import EngineClient, EngineHost
 from pluribus.engine.loop import EngineChannel
@@ -27,7 +28,6 @@ from pluribus.engine.messages import (
     Submit,
 )
 from pluribus.generation import SamplingParams
-from pluribus.runtime import EngineConfig
 from pluribus.supervisor import State, Supervisor
 
 STATS = Stats(1, 0, 0, 0, 0, 0, 0, 0, 0.0)

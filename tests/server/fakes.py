@@ -15,6 +15,7 @@ from typing import Any, cast
 import uvicorn
 from starlette.testclient import TestClient
 
+from pluribus.assembly import EngineConfig, Parts, QueueConfig
 from pluribus.engine.client import EngineClient, EngineHost
 from pluribus.engine.messages import (
     Beat,
@@ -37,7 +38,6 @@ from pluribus.generation import FinishReason, SamplingParams, TokenLogprobs
 from pluribus.interfaces import ModelSpec, Query, ResponseCache
 from pluribus.plugins import Plugins
 from pluribus.reply import Reply
-from pluribus.runtime import EngineConfig, Parts, QueueConfig
 from pluribus.server.app import create_app
 from pluribus.server.auth import Keyring
 from pluribus.server.config import ServerConfig

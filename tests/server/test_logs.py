@@ -17,10 +17,10 @@ import structlog
 
 from framework.counting import CountingExecutor
 from framework.front import on_executors, parts, run
+from pluribus.assembly import EngineConfig
 from pluribus.errors import EngineError
 from pluribus.generation import SamplingParams
 from pluribus.logs import configure_logging
-from pluribus.runtime import EngineConfig
 from pluribus.service import Service
 from server.fakes import FakeService, client_of
 from server.server_process import LIMIT, real_server

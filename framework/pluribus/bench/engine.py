@@ -20,7 +20,7 @@ from types import TracebackType
 
 from omegaconf import DictConfig
 
-from pluribus import runtime
+from pluribus import assembly, runtime
 from pluribus.bench.measurement import Course, Measurement
 from pluribus.bench.stopwatch import ForwardPass, TimedModel
 from pluribus.bench.turns import TimedExecutor, Turn
@@ -48,7 +48,7 @@ class BenchEngine:
     """
 
     def __init__(self, config: DictConfig, plugins: Plugins) -> None:
-        self.parts = runtime.assemble(config, plugins)
+        self.parts = assembly.assemble(config, plugins)
         if (num_replicas := self.parts.replicas.replicas) > 1:
             raise ConfigError(
                 f"parallel.replicas={num_replicas}: bench measures one engine; "
@@ -161,7 +161,7 @@ def _record(outputs: Sequence[Output], courses: Mapping[int, Course], now: float
 
 
 def _host(
-    parts: runtime.Parts, plugins: Plugins, passes: list[ForwardPass], turns: list[Turn]
+    parts: assembly.Parts, plugins: Plugins, passes: list[ForwardPass], turns: list[Turn]
 ) -> EngineHost:
     """Return a thread for a single rank; losing one of several must not end this process."""
     if parts.parallelism.world_size > 1:
@@ -170,7 +170,7 @@ def _host(
 
 
 def timed_core(
-    parts: runtime.Parts,
+    parts: assembly.Parts,
     plugins: Plugins,
     passes: list[ForwardPass],
     turns: list[Turn],

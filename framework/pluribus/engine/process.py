@@ -14,8 +14,8 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
+from pluribus import assembly, runtime
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.engine.channel import Channel, ChannelClosed
 from pluribus.engine.core import EngineCore
 from pluribus.engine.loop import EngineChannel, run_engine
@@ -53,7 +53,7 @@ def main() -> None:
         server = conf.section(config, "server", ServerConfig)
         configure_logging(server.log_format, server.log_level)
         plugins = discover()
-        return runtime.start(runtime.assemble(config, plugins), plugins, progress, fail)
+        return runtime.start(assembly.assemble(config, plugins), plugins, progress, fail)
 
     run_engine(channel, start_core)
 

@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from pluribus import assembly, rank_worker
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.engine.channel import Channel, ChannelClosed
 from pluribus.engine.process import die_with_the_parent
 from pluribus.errors import PluribusError
@@ -86,8 +86,8 @@ def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
     server = conf.section(config, "server", ServerConfig)
     configure_logging(server.log_format, server.log_level)
     plugins = discover()
-    parts = runtime.assemble(config, plugins)
-    worker = runtime.start_rank(parts, lambda done, total: None, start.seat)
+    parts = assembly.assemble(config, plugins)
+    worker = rank_worker.start_rank(parts, lambda done, total: None, start.seat)
     run_steps(worker, steps)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from pluribus import assembly
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.errors import ConfigError
 from pluribus.interfaces import Blueprint
 from pluribus.plan.change import USUAL_COUNTS, split_overrides
@@ -37,7 +37,7 @@ class FormatConfig:
 def run(config: DictConfig, plugins: Plugins) -> int:
     """Print what the configuration takes; return 1 if it does not fit."""
     answer = conf.pick(config, FormatConfig)
-    planner = Planner(config, plugins, runtime.describe(config, plugins))
+    planner = Planner(config, plugins, assembly.describe(config, plugins))
     plan = planner.plan()
     report = Report(
         plan=plan,

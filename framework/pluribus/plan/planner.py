@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from pluribus import assembly
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.errors import ConfigError
 from pluribus.interfaces import Blueprint
 from pluribus.plan.change import Change, changes_that_fit, split_overrides
@@ -79,7 +79,7 @@ class Planner:
             ConfigError: a setting is wrong, or two parts do not fit together.
         """
         config = _with(self._config, overrides)
-        outline = runtime.outline(config, self._plugins, self._blueprint)
+        outline = assembly.outline(config, self._plugins, self._blueprint)
         return make_plan(outline, self._site(config, outline))
 
     def changes(self, plan: Plan) -> Sequence[Change]:
@@ -88,7 +88,7 @@ class Planner:
 
     def _site(self, config: DictConfig, outline: Outline) -> Site:
         settings = _settings(config)
-        device = runtime.one_of(config, "device", runtime.DEVICES)
+        device = assembly.one_of(config, "device", assembly.DEVICES)
         if settings.device is None:
             # Once: what is free changes, and plans are compared.
             self._here = self._here or site_here(device)

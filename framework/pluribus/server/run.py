@@ -27,9 +27,9 @@ from pluribus.service import Service
 from pluribus.supervisor import State, Status
 
 if TYPE_CHECKING:
+    from pluribus.assembly import Parts
     from pluribus.engine.spare import SpareProcess
     from pluribus.plugins import Plugins
-    from pluribus.runtime import Parts
 
 BACKLOG = 2048
 

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 import structlog
 from omegaconf import DictConfig, OmegaConf
 
+from pluribus import assembly
 from pluribus import config as conf
-from pluribus import runtime
 from pluribus.engine.async_channel import AsyncChannel, connect
 from pluribus.engine.process import die_with_the_parent
 from pluribus.errors import EngineError, PluribusError
@@ -71,7 +71,7 @@ class _Worker:
         configure_logging(server.log_format, server.log_level)
         structlog.contextvars.bind_contextvars(worker=start.index)
         plugins = discover()
-        parts = runtime.assemble(config, plugins)
+        parts = assembly.assemble(config, plugins)
         self._channel = channel
         self._front = front = RemoteFront(parts, plugins, channel, start.started)
         meter = RemoteMeter(channel, front.inquiries)

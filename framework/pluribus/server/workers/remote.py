@@ -36,8 +36,8 @@ from pluribus.server.workers.messages import (
 from pluribus.tenants import ANONYMOUS, Tenant
 
 if TYPE_CHECKING:
+    from pluribus.assembly import Parts
     from pluribus.plugins import Plugins
-    from pluribus.runtime import Parts
 
 FirstChannel = AsyncChannel[FromWorker, FromFirst]
 
