@@ -16,6 +16,10 @@ from pluribus.step import Admission, Row
 
 COLDEST = 1e-30
 """Temperatures below it would make logits infinite; none of them is told from greedy."""
+LEAST_TOP_P = 1e-30
+"""A smaller one may be 0 in float32: no draw would be the last, as no sum is less than that."""
+LEAST_REPETITION = 1e-4
+"""Smaller penalties would make logits infinite; what has been said is all that counts before."""
 
 
 class Needs(IntFlag):
@@ -61,16 +65,8 @@ class SlotState:
         assert params.seed is not None
         self.tokens[slot, : len(admission.prompt)] = torch.tensor(admission.prompt)
         ints = (len(admission.prompt), params.seed, params.top_k)
-        floats = (
-            max(params.temperature, COLDEST),
-            params.top_p,
-            params.min_p,
-            params.repetition_penalty,
-            params.presence_penalty,
-            params.frequency_penalty,
-        )
         self._ints[:, slot] = torch.tensor(ints)
-        self._floats[:, slot] = torch.tensor(floats)
+        self._floats[:, slot] = torch.tensor(floats_of(params))
 
     def note(self, admission: Admission) -> None:
         """Keep what the host itself needs to know, and what few generations have."""
@@ -129,6 +125,18 @@ class SlotState:
             biases += [(id_, -torch.inf, free) for id_ in admission.ends]
         # The head may be wider than the tokenizer: ids without text never come up.
         return [bias for bias in biases if 0 <= bias[0] < self.num_token_ids]
+
+
+def floats_of(params: SamplingParams) -> tuple[float, ...]:
+    """Return temperature, top_p, min_p and the three penalties as float32 can hold them."""
+    return (
+        max(params.temperature, COLDEST),
+        max(params.top_p, LEAST_TOP_P),
+        params.min_p,
+        max(params.repetition_penalty, LEAST_REPETITION),
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
 
 
 class BiasTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,7 @@ from pluribus import head as head_module
 from pluribus.generation import SamplingParams, TokenLogprobs
 from pluribus.interfaces import KVShape, KVStore, ModelSpec, Network
 from pluribus.sampler import NextTokens, Sampler
-from pluribus.slots import SlotState
+from pluribus.slots import SlotState, floats_of
 from pluribus.step import Admission, Row, Step, StepResult
 from pluribus.testing.reference import ReferenceKVStore
 from pluribus.worker import Worker
@@ -372,3 +373,27 @@ def test_a_token_depends_on_nothing_that_shares_its_step(
     alone = [token for slot in slots for token in choose([slot])]
     assert choose(slots) == alone
     assert choose(slots[::-1]) == alone[::-1]
+
+
+positive = st.floats(0, 1, exclude_min=True)
+
+
+@given(positive, positive, st.floats(0, 2))
+def test_whatever_may_be_asked_for_float32_can_hold(
+    top_p: float, repetition: float, temperature: float
+) -> None:
+    params = SamplingParams(top_p=top_p, repetition_penalty=repetition, temperature=temperature)
+    for value in torch.tensor(floats_of(params))[[0, 1, 3]].tolist():
+        assert 0 < value < 2.1
+        assert math.isfinite(100 / value)
+
+
+@pytest.mark.parametrize("name", ["top_p", "repetition_penalty", "temperature"])
+def test_the_least_of_a_parameter_is_as_good_as_greedy(name: str) -> None:
+    """Or, of penalties that favour what was said, takes what was said."""
+    least: Any = {"temperature": 1.0, "top_p": 0.9, name: 1e-320}
+    tokens = Driver().run(admission(replace(GREEDY, **least)))
+    if name == "repetition_penalty":
+        assert {*tokens} <= {*PROMPT}
+    else:
+        assert tokens == greedy_answer()

@@ -48,6 +48,8 @@ MIXTURE = {
     "prompt alone": replace(GREEDY, prompt_logprobs=0, max_tokens=0),
     "stop ids": replace(SEEDED, stop_token_ids=tuple(range(3, 60, 4)), max_tokens=12),
     "one token": replace(GREEDY, max_tokens=1),
+    "least top-p": replace(SEEDED, top_p=1e-320),
+    "least penalty": replace(SEEDED, repetition_penalty=1e-40, temperature=1e-40, top_p=0.5),
 }
 RANKED = {
     "top-k": replace(SEEDED, top_k=4),

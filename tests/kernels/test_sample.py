@@ -198,3 +198,12 @@ def test_a_row_is_chosen_as_if_it_were_alone() -> None:
         only = slice(row, row + 1)
         alone = run(logits[only], [options], seed[only], position[only])
         assert alone == together[only], options
+
+
+@pytest.mark.parametrize("options", [GREEDY, *OPTIONS.values()], ids=["greedy", *OPTIONS])
+@pytest.mark.parametrize("fill", [torch.nan, -torch.inf], ids=str)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which the interpreter runs on
+def test_what_are_no_numbers_ends_in_some_token(options: Options, fill: float) -> None:
+    logits = torch.full((2, NUM_IDS), fill)
+    tokens = run(logits, [options] * 2, *keys(2))
+    assert all(0 <= token < NUM_IDS for token in tokens)

@@ -13,7 +13,7 @@ from pluribus.interfaces import KVShape
 from pluribus.kernels.passes import NUM_ENDS, Texts
 from pluribus.kernels.sample import Choices
 from pluribus.kernels.upload import upload
-from pluribus.slots import COLDEST, Needs, SlotState
+from pluribus.slots import Needs, SlotState, floats_of
 from pluribus.step import Admission
 
 ADJUSTED = Needs.PENALTIES | Needs.BIASES
@@ -69,14 +69,8 @@ class CudaSlotState(SlotState):
 
 
 def _floats(params: SamplingParams) -> tuple[float, ...]:
-    return (
-        0.0 if params.is_greedy else max(params.temperature, COLDEST),
-        params.top_p,
-        params.min_p,
-        params.repetition_penalty,
-        params.presence_penalty,
-        params.frequency_penalty,
-    )
+    temperature, *others = floats_of(params)
+    return (0.0 if params.is_greedy else temperature, *others)
 
 
 def _ints(admission: Admission) -> tuple[int, ...]:

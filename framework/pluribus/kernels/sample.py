@@ -107,7 +107,8 @@ def _sample(
             tl.load(top_ks + slot).to(tl.int32), tl.load(top_ps + slot), tl.load(seeds + slot),
             tl.load(positions + row), BLOCKS, SPARE,
         )  # fmt: skip
-    tl.store(tokens + row, token.to(tl.int64))
+    # Of what are no numbers none is the highest, and no id was found.
+    tl.store(tokens + row, tl.minimum(token, num_ids - 1).to(tl.int64))
 
 
 @triton.jit
@@ -155,7 +156,8 @@ def _race(
         )  # fmt: skip
         if (attempt == 0) & (top_p < 1):
             limit = top_p * whole
-        if (attempt > 0) & (mass < limit) & (count < most):
+        # Where nothing races any more - as where there are no numbers - no sum tells.
+        if (attempt > 0) & (((mass < limit) & (count < most)) | (count == 0)):
             is_chosen = True
         else:
             token, bound = _race_inside(
