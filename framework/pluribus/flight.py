@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pluribus.detokenizer import Detokenizer
 from pluribus.engine.messages import Output, Submit, Timing
@@ -13,6 +13,20 @@ from pluribus.errors import PluribusError
 from pluribus.generation import FinishReason, TokenLogprobs
 from pluribus.interfaces import Answer, Query
 from pluribus.tenants import Tenant
+
+
+class Listener(Protocol):
+    """Somebody who waits for an answer."""
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether something of it has been shown: for this one it cannot begin anew."""
+
+    def notify(self) -> None:
+        """There is more of it."""
+
+    def fail(self, error: PluribusError) -> None:
+        """There will be no more of it, for this one."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -24,9 +38,8 @@ class Draft:
         detokenizer: makes its text.
         tokens, logprobs, prompt_logprobs, finish_reason, timing: as far as they are known.
         error: why there will be no answer, or None.
-        listeners: called at every change, one for each who waits for it.
+        listeners: told of every change.
         over: set when nothing more will come.
-        is_delivered: something of it has been shown to somebody, so it cannot start again.
         num_restarts: how often it has started again.
         cached: whether the response cache had it.
     """
@@ -39,10 +52,9 @@ class Draft:
     finish_reason: FinishReason | None = None
     timing: Timing | None = None
     error: PluribusError | None = None
-    is_delivered: bool = False
     num_restarts: int = 0
     cached: bool = False
-    listeners: set[Callable[[], None]] = field(default_factory=set)
+    listeners: set[Listener] = field(default_factory=set)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -85,9 +97,19 @@ class Draft:
             PluribusError: it was refused.
         """
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether something of it has been shown to somebody."""
+        return any(listener.is_delivered for listener in self.listeners)
+
     def deliver(self) -> None:
-        """Something of it is shown to somebody."""
-        self.is_delivered = True
+        """Something of it is about to be shown to somebody for the first time."""
+
+    def fail_delivered(self, error: PluribusError) -> None:
+        """End for those who have been shown something of it, and for nobody else."""
+        for listener in [each for each in self.listeners if each.is_delivered]:
+            self.listeners.discard(listener)
+            listener.fail(error)
 
     def fail(self, error: PluribusError) -> None:
         """End without an answer."""
@@ -123,7 +145,7 @@ class Draft:
 
     def _notify(self) -> None:
         for listener in self.listeners:
-            listener()
+            listener.notify()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

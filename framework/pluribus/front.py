@@ -68,15 +68,20 @@ class Front(ABC):
         self._num_empty = len(self._tokenizer.encode(""))
 
     @abstractmethod
-    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
-        """Begin an answer, or join one that is under way and must come out the same.
+    def ask_all(self, queries: Sequence[Query], tenant: Tenant = ANONYMOUS) -> list[Reply]:
+        """Begin answers, all or none; or join those under way that must come out the same.
 
-        What may be raised here may also be raised by the reply, whose ``begun`` tells.
+        What may be raised here may also be raised by the replies, whose ``begun`` tells.
 
         Raises:
             EngineError: the service is loading, stopping or has failed.
             QueueFullError: too many are waiting.
         """
+
+    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
+        """Begin one answer; see ``ask_all``."""
+        [reply] = self.ask_all([query], tenant)
+        return reply
 
     @abstractmethod
     async def health(self) -> Health:

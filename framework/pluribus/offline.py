@@ -99,7 +99,7 @@ class Engine:
     async def _complete(
         self, prompts: Sequence[Prompt], queries: Sequence[Query]
     ) -> list[Completion]:
-        replies = [self.service.ask(query) for query in queries]
+        replies = self.service.ask_all(queries)
         try:
             for reply in replies:
                 await reply.wait()

@@ -106,9 +106,12 @@ class Replica:
         self.supervisor.send(Cancel(id_))
 
     def forget(self, id_: int) -> None:
-        """A generation of its is over."""
+        """A generation of its is over, or nobody waits for it any more.
+
+        Whether the engine knows as much, it has to say itself: one that hangs must be noticed
+        though all have left.
+        """
         self._generations.remove(id_)
-        self.supervisor.set_has_work(bool(self._generations))
 
     def engine_ready(self, message: Ready) -> None:
         """See supervisor.Listener."""
@@ -120,6 +123,8 @@ class Replica:
         if isinstance(message, Stepped):
             self._stats = message.stats
         self._fleet.replica_spoke(self, message)
+        if isinstance(message, Stepped) and message.stats.is_idle and not self._generations:
+            self.supervisor.set_has_work(False)
 
     def engine_died(self, reason: str) -> None:
         """See supervisor.Listener."""

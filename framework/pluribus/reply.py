@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pluribus.engine.messages import Timing
+from pluribus.errors import PluribusError
 from pluribus.flight import Draft
 from pluribus.generation import FinishReason, TokenLogprobs
 
@@ -68,13 +69,30 @@ class Reply:
         self._abandon = abandon
         self._changed = asyncio.Event()
         self._changed.set()
-        self._listener: Callable[[], object] = self._changed.set
-        flight.listeners.add(self._listener)
+        self._notify: Callable[[], object] = self._changed.set
+        self._error: PluribusError | None = None
+        self._is_delivered = False
+        flight.listeners.add(self)
 
     @property
     def cached(self) -> bool:
         """Whether the response cache had it, once it has begun."""
         return self.flight.cached
+
+    @property
+    def error(self) -> PluribusError | None:
+        """Why there will be no more of it, or None."""
+        return self._error or self.flight.error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.flight.is_over or self._error is not None
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether something of it has been shown; see flight.Listener."""
+        return self._is_delivered
 
     def __enter__(self) -> Reply:
         return self
@@ -89,14 +107,27 @@ class Reply:
 
     def close(self) -> None:
         """Listen no more."""
-        self.flight.listeners.discard(self._listener)
+        self.flight.listeners.discard(self)
         self._abandon()
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called at every change, instead of waiting for them."""
-        self.flight.listeners.discard(self._listener)
-        self._listener = listener
-        self.flight.listeners.add(listener)
+    def listen(self, notify: Callable[[], None]) -> None:
+        """Have ``notify`` called at every change, instead of waiting for them."""
+        self._notify = notify
+
+    def notify(self) -> None:
+        """There is more of it; see flight.Listener."""
+        self._notify()
+
+    def fail(self, error: PluribusError) -> None:
+        """There will be no more of it; see flight.Listener."""
+        self._error = error
+        self._notify()
+
+    def deliver(self) -> None:
+        """Note that something of it is shown."""
+        if not self._is_delivered:
+            self.flight.deliver()
+            self._is_delivered = True
 
     async def begun(self) -> None:
         """Wait until it is certain that the answer was begun, and ``cached`` is.
@@ -132,12 +163,12 @@ class Reply:
                 async with asyncio.timeout(last + interval - time.monotonic()):
                     await flight.over.wait()
             self._changed.clear()
-            if flight.error is not None:
-                raise flight.error
+            if self.error is not None:
+                raise self.error
             text = flight.detokenizer.text
             if flight.finish_reason is None and len(text) == num_chars:
                 continue
-            flight.deliver()
+            self.deliver()
             delta = Delta(
                 text[num_chars:],
                 tuple(flight.tokens[num_tokens:]),

@@ -70,8 +70,9 @@ class Service(Front):
             self._cache.pin(self._pinned_query(request))
         self._limiter = Limiter()
         self._flights: dict[int, Flight] = {}
-        self._shared: dict[Query, Flight] = {}
-        self._num_flights = 0
+        self._all_landed = asyncio.Event()
+        self._shared: dict[tuple[str, Query], Flight] = {}
+        self._num_flights = self._num_begun = 0
 
     @property
     def status(self) -> Status:
@@ -90,14 +91,9 @@ class Service(Front):
     async def drain(self, timeout: float) -> None:
         """Take no more requests, and wait for those under way, ``timeout`` seconds at most."""
         self.fleet.retire()
-        deadline = time.monotonic() + timeout
-        while self._flights and (left := deadline - time.monotonic()) > 0:
-            flight = next(iter(self._flights.values()))
-            with (
-                self._reply(flight) as reply,
-                contextlib.suppress(TimeoutError, PluribusError),
-            ):
-                await asyncio.wait_for(reply.wait(), left)
+        if self._flights:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_landed.wait(), timeout)
 
     async def stop(self) -> None:
         """End the engines; what has not been answered fails."""
@@ -114,7 +110,20 @@ class Service(Front):
             replicas=tuple(replica.supervisor.status for replica in fleet.replicas),
         )
 
-    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
+    def ask_all(self, queries: Sequence[Query], tenant: Tenant = ANONYMOUS) -> list[Reply]:
+        replies: list[Reply] = []
+        num_begun = self._num_begun
+        try:
+            for query in queries:
+                replies.append(self._ask(query, tenant))
+        except PluribusError:
+            for reply in replies:
+                reply.close()
+            self._limiter.forgive(tenant, self._num_begun - num_begun)
+            raise
+        return replies
+
+    def _ask(self, query: Query, tenant: Tenant) -> Reply:
         if self.status.state is not State.READY:
             self.observer.request_refused(Refusal.NOT_READY)
             raise EngineError(f"the service is {self.status.state}: {self.status.detail}")
@@ -123,7 +132,7 @@ class Service(Front):
             flight.land(answer)
             self.observer.response_cache_hit()
             return self._reply(flight)
-        if (shared := self._shared.get(query)) is not None:
+        if (shared := self._shared.get((tenant.name, query))) is not None:
             self.observer.generation_shared()
             return self._reply(shared)
         return self._reply(self._begin(query, tenant))
@@ -152,11 +161,13 @@ class Service(Front):
                 self._extend(flight, output)
 
     def generations_lost(self, ids: Sequence[int], reason: str) -> None:
-        """Fail what has been shown to somebody, and run the rest again; see fleet.Listener."""
+        """Fail for those who have been shown something, and run again for the others."""
+        error = EngineError(f"the engine died: {reason}")
         gives_up = not self.fleet.has_future
         for flight in [self._flights[id_] for id_ in ids]:
-            if gives_up or flight.is_delivered or flight.num_attempts >= MAX_ATTEMPTS:
-                self._end(flight, EngineError(f"the engine died: {reason}"))
+            flight.fail_delivered(error)
+            if gives_up or not flight.listeners or flight.num_attempts >= MAX_ATTEMPTS:
+                self._end(flight, error)
             else:
                 flight.restart()
                 self._launch(flight)
@@ -191,10 +202,12 @@ class Service(Front):
         except QueueFullError:
             self.observer.request_refused(Refusal.TENANT_LIMIT)
             raise
+        self._num_begun += 1
         flight = self._flight(query, tenant)
         self._flights[flight.submit.id] = flight
+        self._all_landed.clear()
         if query.params.is_reproducible:
-            self._shared[query] = flight
+            self._shared[tenant.name, query] = flight
         self._launch(flight)
         self.observer.generation_began(flight)
         return flight
@@ -237,8 +250,11 @@ class Service(Front):
         self._limiter.leave(flight.tenant)
         del self._flights[flight.submit.id]
         self.fleet.forget(flight.submit.id)
-        if self._shared.get(flight.query) is flight:
-            del self._shared[flight.query]
+        if not self._flights:
+            self._all_landed.set()
+        shared = (flight.tenant.name, flight.query)
+        if self._shared.get(shared) is flight:
+            del self._shared[shared]
 
 
 def _router(parts: Parts, num_replicas: int) -> Router:

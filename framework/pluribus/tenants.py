@@ -42,6 +42,15 @@ class Tenant:
             if value is not None and value < 1:
                 raise ConfigError(f"tenant {self.name!r}: {name} must be at least 1, got {value}")
 
+    @property
+    def most_at_once(self) -> tuple[int, str] | None:
+        """How many may begin together, ever, and which limit says so; None where none does."""
+        limits = (
+            ("max_requests", self.max_requests),
+            ("requests_per_minute", self.requests_per_minute),
+        )
+        return min(((most, name) for name, most in limits if most is not None), default=None)
+
 
 ANONYMOUS = Tenant(name="anonymous")
 """Whoever comes without a key, where none is asked for."""
@@ -82,6 +91,12 @@ class Limiter:
                 )
             begun.append(now)
         self._num_requests[tenant.name] += 1
+
+    def forgive(self, tenant: Tenant, count: int) -> None:
+        """Do not count the last ``count`` that began: nothing will come of them."""
+        if tenant.requests_per_minute is not None:
+            for _ in range(count):
+                self._begun[tenant.name].pop()
 
     def leave(self, tenant: Tenant) -> None:
         """A request of ``tenant`` is over."""

@@ -223,6 +223,31 @@ def test_one_that_does_not_advance_is_told_of_though_others_do() -> None:
     assert two.is_advancing()
 
 
+def test_an_engine_that_hangs_is_noticed_though_all_have_left() -> None:
+    """What the front has forgotten, the engine may be busy with: it has to say that it is not."""
+    one = fleet(1)
+    become(one, 0, State.READY)
+    [replica] = one.replicas
+    one.submit(submit(1))
+    one.cancel(1)
+    replica.supervisor._advanced = float("-inf")
+    assert not one.is_advancing()
+    replica.engine_spoke(Stepped((), Stats(1, 1, 0, 32, 40, 16, 1, 1, 0.1)))
+    assert not one.is_advancing()
+    replica.engine_spoke(Stepped((), Stats(1, 0, 0, 0, 40, 16, 1, 1, 0.1)))
+    assert one.is_advancing()
+
+
+def test_an_engine_has_work_until_it_has_answered_what_it_was_sent() -> None:
+    one = fleet(1)
+    become(one, 0, State.READY)
+    [replica] = one.replicas
+    one.submit(submit(1))
+    replica.engine_spoke(Stepped((), Stats(1, 0, 0, 0, 40, 16, 1, 1, 0.1)))  # said before it came
+    replica.supervisor._advanced = float("-inf")
+    assert not one.is_advancing()
+
+
 def test_what_engines_have_done_is_summed_and_outlives_them() -> None:
     two = fleet(2)
     for index in range(2):

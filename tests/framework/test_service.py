@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,22 @@ def test_the_same_reproducible_query_runs_once() -> None:
         assert len({got.tokens for got in answers}) == 1
         admitted = sum(len(step.admitted) for step in executor.steps)
         assert admitted == 3
+
+    run(test, on_executors(executor), parts())
+
+
+def test_tenants_do_not_share() -> None:
+    """Or whoever asked first would decide when another one's turn comes."""
+    executor, gate = held()
+
+    async def test(service: Service) -> None:
+        query = service.query(PROMPT, SEEDED)
+        replies = [service.ask(query, Tenant(name=name)) for name in ("one", "other", "one")]
+        assert service.num_flights == 2
+        gate.set()
+        for reply in replies:
+            await reply.wait()
+            reply.close()
 
     run(test, on_executors(executor), parts())
 
@@ -242,6 +259,27 @@ def test_a_full_queue_sends_away_and_takes_again() -> None:
     run(test, on_executors(executor), parts(max_waiting=2, num_slots=1))
 
 
+def test_several_are_begun_together_or_not_at_all() -> None:
+    executor, gate = held()
+    small = Tenant(name="small", max_requests=3, requests_per_minute=4)
+
+    async def test(service: Service) -> None:
+        query = service.query(PROMPT, FOUR)
+        for _ in range(10):
+            with service.ask(query, small), pytest.raises(QueueFullError, match="3 of your"):
+                service.ask_all([query] * 3, small)
+            assert service.num_flights == 0
+            service._limiter.forgive(small, 1)
+        gate.set()
+        for reply in service.ask_all([query] * 3, small):
+            await reply.wait()
+        await answer(service, tenant=small)
+        with pytest.raises(QueueFullError, match="4 of your requests have begun"):
+            service.ask(query, small)
+
+    run(test, on_executors(executor), parts())
+
+
 def test_a_tenant_s_own_limit_leaves_the_others_alone() -> None:
     executor, gate = held()
     small, other = Tenant(name="small", max_requests=1), Tenant(name="other")
@@ -299,6 +337,33 @@ def test_what_has_been_shown_fails_and_says_so() -> None:
     run(test, on_executors(first, CountingExecutor()), parts())
 
 
+def test_what_has_been_shown_to_one_is_run_again_for_who_shares_it() -> None:
+    first, gate = held()
+    first.failure, first.failure_after = ValueError("on fire"), 20
+    second = CountingExecutor()
+
+    async def test(service: Service) -> None:
+        query = service.query(PROMPT, replace(LONG, seed=1))
+
+        async def read() -> None:
+            with service.ask(query) as reply:
+                async for _ in reply.deltas(0):
+                    pass
+
+        with service.ask(query) as waits:
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0)
+            assert service.num_flights == 1
+            gate.set()
+            with pytest.raises(EngineError, match=r"the engine died: .*on fire"):
+                await reading
+            await waits.wait()
+        assert waits.completion("").tokens == tuple(range(1002, 1092))
+        assert len(second.steps) == 90
+
+    run(test, on_executors(first, second), parts())
+
+
 def test_a_generation_that_kills_engines_is_not_tried_for_ever() -> None:
     async def test(service: Service) -> None:
         with pytest.raises(EngineError, match="the engine died"):
@@ -351,6 +416,21 @@ def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
         gate.set()
         await draining
         assert (await running).tokens == (1002, 1003, 1004, 1005)
+
+    run(test, on_executors(executor), parts())
+
+
+def test_draining_ends_when_the_last_client_leaves() -> None:
+    executor, gate = held()
+
+    async def test(service: Service) -> None:
+        with service.ask(service.query(PROMPT, LONG)):
+            draining = asyncio.create_task(service.drain(100))
+            await asyncio.sleep(0.05)
+            assert not draining.done()
+        assert service.num_flights == 0
+        await asyncio.wait_for(draining, 5)
+        gate.set()
 
     run(test, on_executors(executor), parts())
 

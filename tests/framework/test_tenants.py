@@ -104,3 +104,30 @@ def test_no_minute_has_more_than_the_limit(gaps: list[float], limit: int) -> Non
     assert all(0 < wait <= MINUTE for wait in refused)
     for first, next_ in zip(begun, begun[limit:], strict=False):
         assert next_ - first >= MINUTE
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({}, None),
+        ({"max_requests": 4}, (4, "max_requests")),
+        ({"requests_per_minute": 9}, (9, "requests_per_minute")),
+        ({"max_requests": 4, "requests_per_minute": 3}, (3, "requests_per_minute")),
+    ],
+    ids=str,
+)
+def test_the_tightest_limit_says_how_many_can_ever_begin_together(
+    limits: dict[str, int], most: tuple[int, str] | None
+) -> None:
+    assert Tenant(name="alice", **limits).most_at_once == most
+
+
+def test_what_nothing_comes_of_is_not_counted() -> None:
+    limiter, tenant = Limiter(), Tenant(name="alice", requests_per_minute=2)
+    for _ in range(5):
+        for _ in range(2):
+            limiter.enter(tenant, 0)
+            limiter.leave(tenant)
+        limiter.forgive(tenant, 2)
+    limiter.forgive(ANONYMOUS, 3)
+    limiter.enter(tenant, 0)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -268,11 +268,11 @@ class FakeService(Service):
         self.calls.append((prompt, params, fit))
         return super().query(prompt, params, fit=fit)
 
-    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
+    def ask_all(self, queries: Sequence[Query], tenant: Tenant = ANONYMOUS) -> list[Reply]:
         self.tenants.append(tenant)
         if self.refusal is not None:
             raise self.refusal
-        return super().ask(query, tenant)
+        return super().ask_all(queries, tenant)
 
 
 def _parts(notes: tuple[str, ...], cache: ResponseCache, max_waiting: int) -> Parts:

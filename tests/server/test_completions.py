@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from pluribus.engine.messages import Submit
+from pluribus.errors import RequestError
 from pluribus.generation import MAX_SEED, SamplingParams
+from pluribus.server.completion_params import read_queries
 from pluribus.server.completion_schema import CompletionRequest
-from pluribus.tenants import ANONYMOUS
+from pluribus.tenants import ANONYMOUS, Tenant
 from pluribus_caches.response.lru import LRUConfig, LRUResponseCache
 from server.byte_tokens import EOS, FIRST_BYTE, ByteTokenizer
 from server.fakes import CONTINUATION, FakeService, client_of, logprob
@@ -303,6 +305,14 @@ def test_more_choices_than_the_queue_takes_are_refused_and_as_many_are_not() -> 
     status, error = refused(FakeService(max_waiting=4), prompt=["a", "b"], n=3)
     assert (status, error["param"]) == (422, "prompt")
     assert "2 prompts of 3 choices are 6 generations, more than the 5" in error["message"]
+
+
+def test_more_choices_than_a_tenant_may_ever_have_are_refused_rather_than_told_to_wait() -> None:
+    tenant = Tenant(name="alice", max_requests=8, requests_per_minute=5)
+    body = CompletionRequest.model_validate({"prompt": ["a", "b"], "n": 3})
+    with pytest.raises(RequestError, match="6 generations, more than the 5 that"):
+        read_queries(FakeService(), body, tenant)
+    assert len(read_queries(FakeService(), body, replace(tenant, requests_per_minute=6))) == 6
 
 
 def test_a_request_runs_for_whom_it_comes() -> None:

@@ -127,6 +127,11 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     num_batch_tokens: int
     step_seconds: float
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.num_running or self.num_waiting)
+
 
 class Stepped(Message, frozen=True):
     """Engine: a step is done."""

@@ -13,6 +13,7 @@ from pluribus.server.completion_schema import CompletionRequest
 
 if TYPE_CHECKING:
     from pluribus.front import Front
+    from pluribus.tenants import Tenant
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -45,26 +46,33 @@ def includes_usage(body: CompletionRequest) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
 
 
-def read_queries(service: Front, body: CompletionRequest) -> list[Query]:
+def read_queries(service: Front, body: CompletionRequest, tenant: Tenant) -> list[Query]:
     """Return what to ask: the candidates of the first prompt, those of the second, and so on.
 
     Raises:
-        RequestError: fields contradict each other, or a prompt cannot be continued so.
+        RequestError: fields contradict each other, a prompt cannot be continued so, or there are
+            more of them than can ever begin together.
     """
     params = _sampling_params(body)
-    num_queries = len(body.prompt) * num_candidates(body)
-    if num_queries > service.max_flights:
-        raise RequestError(
-            f"prompt: {len(body.prompt)} prompts of {num_candidates(body)} choices are "
-            f"{num_queries} generations, more than the {service.max_flights} that queue.max_size "
-            "and batcher.max_batch_size allow; send fewer at once",
-            param="prompt",
-        )
+    _check_number(body, service.max_flights, "queue.max_size and batcher.max_batch_size allow")
+    if limit := tenant.most_at_once:
+        most, name = limit
+        _check_number(body, most, f"your key's {name} allows")
     return [
         query
         for index in range(len(body.prompt))
         for query in _candidates(_query(service, body, index, params), num_candidates(body))
     ]
+
+
+def _check_number(body: CompletionRequest, most: int, allows: str) -> None:
+    num_queries = len(body.prompt) * num_candidates(body)
+    if num_queries > most:
+        raise RequestError(
+            f"prompt: {len(body.prompt)} prompts of {num_candidates(body)} choices are "
+            f"{num_queries} generations, more than the {most} that {allows}; send fewer at once",
+            param="prompt",
+        )
 
 
 def _query(service: Front, body: CompletionRequest, index: int, params: SamplingParams) -> Query:

@@ -57,7 +57,7 @@ class Relay:
     @property
     def is_over(self) -> bool:
         """Whether what is taken next is the last."""
-        return self.reply.flight.is_over
+        return self.reply.is_over
 
     def take(self) -> Gain:
         """Return what has come since the last time."""
@@ -76,7 +76,7 @@ class Relay:
             flight.timing,
             cached=flight.cached,
             restarted=restarted,
-            trouble=Trouble.of(flight.error) if flight.error else None,
+            trouble=Trouble.of(error) if (error := self.reply.error) else None,
         )
         self._num_tokens, self._num_logprobs = len(flight.tokens), len(flight.logprobs)
         self._has_told_prompt = bool(flight.prompt_logprobs)
@@ -110,7 +110,7 @@ class Desk:
                 self._ask(message)
             case Delivered(id=id_):
                 if relay := self._relays.get(id_):
-                    relay.reply.flight.deliver()
+                    relay.reply.deliver()
             case Leave(id=id_):
                 self._forget(id_)
             case Counted(endpoint=endpoint, status=status):
@@ -143,18 +143,20 @@ class Desk:
             task.cancel()
 
     def _ask(self, message: Ask) -> None:
-        query = Query(self._service.fingerprint, message.prompt, message.params)
+        asked, fingerprint = message.asked, self._service.fingerprint
+        queries = [Query(fingerprint, each.prompt, each.params) for each in asked]
         try:
             with bound_contextvars(request_id=message.request_id):
-                reply = self._service.ask(query, message.tenant)
+                replies = self._service.ask_all(queries, message.tenant)
         except Exception as error:
             if not isinstance(error, PluribusError):
                 log.exception("request failed", request_id=message.request_id)
                 error = PluribusError("the first process could not begin it; its log says why")
-            self._channel.send(Told((refusal(message.id, error),)))
+            self._channel.send(Told(tuple(refusal(each.id, error) for each in asked)))
             return
-        self._relays[message.id] = relay = Relay(message.id, reply, self._note)
-        self._note(relay)
+        for each, reply in zip(asked, replies, strict=True):
+            self._relays[each.id] = relay = Relay(each.id, reply, self._note)
+            self._note(relay)
 
     def _note(self, relay: Relay) -> None:
         """Tell of ``relay`` once all that comes with it has come."""

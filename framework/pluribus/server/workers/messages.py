@@ -17,7 +17,7 @@ from pluribus.server.auth import Keyring
 from pluribus.server.meter import Exposition
 from pluribus.tenants import Tenant
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Start(Message, frozen=True):
@@ -71,12 +71,18 @@ class Counted(Message, frozen=True):
     status: int
 
 
-class Ask(Message, frozen=True):
-    """Worker: somebody wants this prompt continued."""
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """A prompt to continue, and the worker's name for the answer."""
 
     id: int
     prompt: tuple[int, ...]
     params: SamplingParams
+
+
+class Ask(Message, frozen=True):
+    """Worker: somebody wants these answered, all or none."""
+
+    asked: tuple[Asked, ...]
     tenant: Tenant
     request_id: str
 

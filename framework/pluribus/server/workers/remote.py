@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -21,6 +21,7 @@ from pluribus.reply import Reply
 from pluribus.server.meter import Exposition, Meter
 from pluribus.server.workers.messages import (
     Ask,
+    Asked,
     AskHealth,
     AskMetrics,
     Counted,
@@ -62,9 +63,8 @@ class RemoteDraft(Draft):
             raise self.error
 
     def deliver(self) -> None:
-        if not (self.is_delivered or self.is_over):
+        if not self.is_over:
             self.send(Delivered(self.id))
-        self.is_delivered = True
 
     def take(self, gain: Gain) -> None:
         """Take what has come of it."""
@@ -100,17 +100,20 @@ class RemoteFront(Front):
         self._drafts: dict[int, RemoteDraft] = {}
         self._ids = count()
 
-    def ask(self, query: Query, tenant: Tenant = ANONYMOUS) -> Reply:
-        draft = RemoteDraft(
+    def ask_all(self, queries: Sequence[Query], tenant: Tenant = ANONYMOUS) -> list[Reply]:
+        drafts = [self._draft(query) for query in queries]
+        self._drafts.update((draft.id, draft) for draft in drafts)
+        asked = tuple(Asked(each.id, each.query.prompt, each.query.params) for each in drafts)
+        self._send(Ask(asked, tenant, get_contextvars().get("request_id", "")))
+        return [Reply(draft, partial(self._leave, draft.id)) for draft in drafts]
+
+    def _draft(self, query: Query) -> RemoteDraft:
+        return RemoteDraft(
             id=next(self._ids),
             send=self._send,
             query=query,
             detokenizer=Detokenizer(self._tokenizer, query.prompt, query.params.stop),
         )
-        self._drafts[draft.id] = draft
-        request_id = get_contextvars().get("request_id", "")
-        self._send(Ask(draft.id, query.prompt, query.params, tenant, request_id))
-        return Reply(draft, partial(self._leave, draft.id))
 
     async def health(self) -> Health:
         health: Health = await self.inquiries.make(AskHealth)
