@@ -118,12 +118,18 @@ def test_every_parameter_reaches_the_engine() -> None:
         "ignore_eos": True,
         "logprobs": 4,
     }
-    [submit] = submitted(
-        **same, stop=["a", "b"], stop_token_ids=[9, 8], logit_bias={"50": 1.5, "7": -100}
-    )
+    [submit] = submitted(**same, stop_token_ids=[9, 8], logit_bias={"50": 1.5, "7": -100})
     assert submit.params == SamplingParams(
-        **same, stop=("a", "b"), stop_token_ids=(9, 8), logit_bias=((7, -100.0), (50, 1.5))
+        **same, stop_token_ids=(9, 8), logit_bias=((7, -100.0), (50, 1.5))
     )
+
+
+def test_stop_strings_reach_the_front_alone_once_each_and_in_one_order() -> None:
+    service = FakeService()
+    complete(service, stop=["b", "c", "b", "a"])
+    ((_, params, _),) = service.calls
+    assert params.stop == ("a", "b", "c")
+    assert service.engine.submitted[0].params.stop == ()
 
 
 def test_null_is_as_good_as_left_out() -> None:

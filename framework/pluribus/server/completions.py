@@ -110,7 +110,8 @@ class CompletionCall:
     async def _ask(self, stack: ExitStack) -> list[Reply]:
         """Begin everything, to be given up when ``stack`` ends."""
         body = self._body
-        queries = await read_prompts(body.prompt, lambda: read_queries(self._service, body))
+        texts = [*body.prompt, *(body.stop or ())]
+        queries = await read_prompts(texts, lambda: read_queries(self._service, body))
         replies = [stack.enter_context(self._service.ask(query, self._tenant)) for query in queries]
         for reply in replies:
             await reply.begun()
