@@ -18,12 +18,11 @@ from pydantic_core import PydanticCustomError
 
 from pluribus.generation import MAX_IDS, MAX_INT, MAX_LOGPROBS, MAX_SEED, FinishReason
 from pluribus.server.logprobs import Logprobs
-from pluribus.server.schema import Note, RequestBody, ResponseBody, Whole, to_whole
+from pluribus.server.schema import Note, RequestBody, ResponseBody, Timeout, Whole, to_whole
 from pluribus.server.usage import Usage
 from pluribus.server.validation import refused
 
 MAX_CHOICES = 128
-MAX_TIMEOUT = 86400
 
 _ID_PATTERN = r"^(0|[1-9][0-9]{0,9})$"
 _TEXT = {"type": "string", "minLength": 1}
@@ -211,9 +210,7 @@ class CompletionRequest(RequestBody):
     ignore_eos: bool | None = Field(
         default=None, description="Take the end-of-text id for an id like any other."
     )
-    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = Field(
-        default=None, description="Seconds after which to give up, with status 504."
-    )
+    timeout: Timeout = None
     timing: bool | None = Field(default=None, description="Tell `usage.timing`.")
 
 
