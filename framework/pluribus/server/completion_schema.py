@@ -18,7 +18,15 @@ from pydantic_core import PydanticCustomError
 
 from pluribus.generation import MAX_IDS, MAX_INT, MAX_LOGPROBS, MAX_SEED, FinishReason
 from pluribus.server.logprobs import Logprobs
-from pluribus.server.schema import Note, RequestBody, ResponseBody, Timeout, Whole, to_whole
+from pluribus.server.schema import (
+    FirstErrorAlone,
+    Note,
+    RequestBody,
+    ResponseBody,
+    Timeout,
+    Whole,
+    to_whole,
+)
 from pluribus.server.usage import Usage
 from pluribus.server.validation import refused
 
@@ -156,7 +164,7 @@ class CompletionRequest(RequestBody):
         default=None, description="Begin with the prompt, and with its `logprobs`."
     )
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
+        Annotated[list[Annotated[str, Field(min_length=1)]], FirstErrorAlone] | None,
         BeforeValidator(_several),
         WithJsonSchema(_STOP_SCHEMA),
     ] = Field(
@@ -202,7 +210,9 @@ class CompletionRequest(RequestBody):
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT), Whole] | None = Field(
         default=None, description="Tokens to generate before anything may end the answer."
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=MAX_INT), Whole]] | None = Field(
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT), Whole]], FirstErrorAlone] | None
+    ) = Field(
         default=None,
         description="Token ids that end the answer and are not part of it.",
         json_schema_extra={"maxItems": MAX_IDS},

@@ -24,6 +24,9 @@ def to_whole(value: object) -> object:
 # Behind Field() in an annotation: in front, the schema would lose minimum and maximum.
 Whole = BeforeValidator(to_whole)
 
+# For arrays of any length: telling what is wrong with each item would hold everybody up.
+FirstErrorAlone = Field(fail_fast=True)
+
 Timeout = Annotated[
     Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None,
     Field(description="Seconds after which to give up, with status 504.", examples=[60]),
