@@ -17,7 +17,12 @@ from typing import Any, NoReturn
 
 from pluribus.errors import PluribusError
 from pluribus.plugins import Plugins, discover
-from pluribus.terminal import INTERRUPTED, end_on_interrupt, open_standard_streams
+from pluribus.terminal import (
+    INTERRUPTED,
+    end_on_interrupt,
+    end_with_reader,
+    open_standard_streams,
+)
 
 USAGE = """\
 usage: pluribus VERB [group=choice ...] [key=value ...]
@@ -38,12 +43,13 @@ def main() -> NoReturn:
     """Run the verb in ``sys.argv`` and exit with its code."""
     open_standard_streams()
     end_on_interrupt()
-    try:
-        code = _run(sys.argv[1:])
-    except PluribusError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    with end_with_reader():
+        try:
+            code = _run(sys.argv[1:])
+        except PluribusError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
     end_on_interrupt()  # event loops put Python's own handler back
     sys.exit(code)
 

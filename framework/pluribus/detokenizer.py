@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pluribus.interfaces import Tokenizer
+from pluribus.stop_strings import StopStrings
 
 
 class Detokenizer:
@@ -15,14 +16,15 @@ class Detokenizer:
         is_stopped: a stop string has come up; ``text`` ends before the earliest.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: StopStrings) -> None:
         """Start the text of an answer to ``prompt``, which any of ``stops`` ends."""
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._stops = tuple(stops)
+        self._stops = stops
         self._stream = tokenizer.stream(prompt)
+        self._state = stops.start
         self._held = ""
-        self._num_exempt = 0
+        self._found: int | None = None
         self.text = ""
         self.is_stopped = False
 
@@ -34,34 +36,39 @@ class Detokenizer:
         """Take more tokens; with ``may_stop=False`` they cannot complete a stop string."""
         if self.is_stopped:
             return
-        self._held += self._stream.append(tokens)
+        self._hold(self._stream.append(tokens))
         if not may_stop:
-            self._num_exempt = len(self._held)
-        ends = (_beginning(self._held, stop) for stop in self._stops)
-        self._settle(min(ends, default=len(self._held)))
+            self._found = None
+        self._settle(len(self._held) - self._state.num_open)
 
     def finish(self) -> None:
         """Show what was held back: nothing comes after it."""
         if not self.is_stopped:
-            self._held += self._stream.finish()
+            self._hold(self._stream.finish())
             self._settle(len(self._held))
+
+    def _hold(self, text: str) -> None:
+        """Hold ``text`` too, and note where the earliest stop string in all of it begins."""
+        if self._stops:
+            for end, character in enumerate(text, len(self._held) + 1):
+                self._state = self._stops.after(self._state, character)
+                if self._state.num_stopped:
+                    begin = end - self._state.num_stopped
+                    self._found = begin if self._found is None else min(self._found, begin)
+        self._held += text
 
     def _settle(self, end: int) -> None:
         """Show what is held up to ``end``, where more text could yet make a difference.
 
         A stop string that comes up later than that waits: an earlier one may come of it.
         """
-        found = [at for stop in self._stops if (at := self._find(stop)) >= 0]
-        if found and min(found) <= end:
-            end = min(found)
+        if self._found is not None and self._found <= end:
+            end = self._found
             self.is_stopped = True
         self.text += self._held[:end]
         self._held = self._held[end:]
-        self._num_exempt = max(0, self._num_exempt - end)
-
-    def _find(self, stop: str) -> int:
-        """Return where ``stop`` comes up first, unless what is exempt completes it, or -1."""
-        return self._held.find(stop, max(0, self._num_exempt - len(stop) + 1))
+        if self._found is not None:
+            self._found -= end
 
 
 class Unread(Detokenizer):
@@ -79,13 +86,3 @@ class Unread(Detokenizer):
 
     def finish(self) -> None:
         pass
-
-
-def _beginning(text: str, stop: str) -> int:
-    """Return where ``text`` may end in the beginning of ``stop``, or its length."""
-    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-    while at >= 0:
-        if stop.startswith(text[at:]):
-            return at
-        at = text.find(stop[0], at + 1)
-    return len(text)

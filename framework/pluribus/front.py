@@ -11,11 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
+from pluribus.detokenizer import Detokenizer
 from pluribus.errors import RequestError
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Query
 from pluribus.reply import Reply
+from pluribus.stop_strings import StopStrings
 from pluribus.supervisor import Status
 from pluribus.tenants import ANONYMOUS, Tenant
 
@@ -66,6 +69,7 @@ class Front(ABC):
         self.max_flights = (parts.queue.max_size + max_running) * num_replicas
         self._tokenizer = parts.model.tokenizer()
         self._num_empty = len(self._tokenizer.encode(""))
+        self._stops: WeakValueDictionary[tuple[str, ...], StopStrings] = WeakValueDictionary()
 
     @abstractmethod
     def ask_all(self, queries: Sequence[Query], tenant: Tenant = ANONYMOUS) -> list[Reply]:
@@ -134,6 +138,13 @@ class Front(ABC):
     def token_bytes(self, id_: int) -> bytes:
         """Return what one token adds to a text."""
         return self._tokenizer.token_bytes(id_)
+
+    def _detokenizer(self, query: Query) -> Detokenizer:
+        """Return what makes the text of an answer; those under way share their stop strings."""
+        texts = query.params.stop
+        if (stops := self._stops.get(texts)) is None:
+            self._stops[texts] = stops = StopStrings(texts)
+        return Detokenizer(self._tokenizer, query.prompt, stops)
 
     def _prompt_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
         longest = self.spec.max_length - (1 if params.max_tokens else 0)

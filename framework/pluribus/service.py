@@ -213,15 +213,15 @@ class Service(Front):
         return flight
 
     def _flight(self, query: Query, tenant: Tenant) -> Flight:
-        params = query.params
-        if params.seed is None:
+        seed = query.params.seed
+        if seed is None:
             # Drawn here, so that a generation that has to start again comes out the same.
-            params = replace(params, seed=_random.getrandbits(63))
+            seed = _random.getrandbits(63)
         self._num_flights += 1
         submit = Submit(
             self._num_flights,
             query.prompt,
-            params,
+            replace(query.params, seed=seed, stop=()),  # the engine knows no text
             tenant.name,
             tenant.weight,
             salt=tenant.name,
@@ -234,7 +234,7 @@ class Service(Front):
     def _detokenizer(self, query: Query) -> Detokenizer:
         # Where an answer ends is decided once, for all who wait for it.
         if self._reads_answers or query.params.stop:
-            return Detokenizer(self._tokenizer, query.prompt, query.params.stop)
+            return super()._detokenizer(query)
         return Unread()
 
     def _launch(self, flight: Flight) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NoReturn, TextIO
 
 INTERRUPTED = 130
 """The exit code that shells know for Ctrl-C."""
+
+UNREAD = 141
+"""The exit code that shells know for a command whose reader has left, as ``head`` does."""
 
 
 companions: set[int] = set()
@@ -44,6 +49,31 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def end_with_reader() -> Iterator[None]:
+    """End without a word once nobody reads what is printed inside, and print all of it.
+
+    SIGPIPE would do the same by itself, but also where it is a socket's peer that has left.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        # Python flushes what is left once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from pluribus.terminal import end_with_reader
+
 PLURIBUS = """
 import sys
 from pluribus.cli import main
@@ -275,6 +277,41 @@ def test_an_answer_is_printed_whatever_the_encoding(tmp_path: Path) -> None:
         check=True,
     )
     assert result.stdout.startswith("\\u65e5\\xe9")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["bench", "--help"],
+        ["serve", "--cfg", "job"],
+        ["plugins", "--json"],
+        ["generate", "prompt=A", "max_tokens=1"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_nobody_reads_ends_without_a_word(
+    tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*MAIN, *arguments],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_only_a_reader_that_has_left_is_no_error() -> None:
+    with pytest.raises(BrokenPipeError, match="an engine's"), end_with_reader():
+        raise BrokenPipeError("an engine's")
 
 
 @pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)], ids=str)

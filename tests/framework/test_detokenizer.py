@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pluribus.detokenizer import Detokenizer
+from pluribus.stop_strings import StopStrings
 from pluribus.text_streams import ByteStream
 
 # Few letters, so that stop strings come up, overlap and nearly come up.
@@ -62,7 +64,7 @@ def first_stop(text: str, stops: Sequence[str], num_exempt: int = 0) -> int | No
 def test_the_text_ends_before_the_earliest_stop(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
-    detokenizer = Detokenizer(Bytes(), [], stops)
+    detokenizer = Detokenizer(Bytes(), [], StopStrings(stops))
     shown = [""]
     for piece in pieces(text.encode(), cuts):
         detokenizer.append(piece)
@@ -77,7 +79,7 @@ def test_the_text_ends_before_the_earliest_stop(
 @given(texts, texts, stop_strings)
 @example("ab", "b", ["abb"])
 def test_no_stop_is_completed_before_it_may_be(before: str, after: str, stops: list[str]) -> None:
-    detokenizer = Detokenizer(Bytes(), [], stops)
+    detokenizer = Detokenizer(Bytes(), [], StopStrings(stops))
     for character in before:
         detokenizer.append(character.encode(), may_stop=False)
     assert not detokenizer.is_stopped
@@ -87,8 +89,75 @@ def test_no_stop_is_completed_before_it_may_be(before: str, after: str, stops: l
     assert detokenizer.text == whole[: first_stop(whole, stops, len(before))]
 
 
+class Naive:
+    """Tries every stop string at every character of all that has come."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._whole = self.text = ""
+        self._num_exempt = 0
+        self.is_stopped = False
+
+    def append(self, text: str, *, may_stop: bool) -> None:
+        self._whole += text
+        if not may_stop:
+            self._num_exempt = len(self._whole)
+        self._settle(self._first_open())
+
+    def finish(self) -> None:
+        self._settle(len(self._whole))
+
+    def _first_open(self) -> int:
+        """Where the earliest end of the text begins that more may complete to a stop."""
+        found = (
+            at
+            for at in range(len(self._whole))
+            for stop in self._stops
+            if stop.startswith(self._whole[at:]) and stop != self._whole[at:]
+        )
+        return next(found, len(self._whole))
+
+    def _settle(self, end: int) -> None:
+        if self.is_stopped:
+            return
+        at = first_stop(self._whole, self._stops, self._num_exempt)
+        if at is not None and at <= end:
+            self.is_stopped, end = True, at
+        self.text = self._whole[:end]
+
+
+@given(st.lists(st.tuples(texts, st.booleans()), max_size=8), stop_strings)
+@example([("aabb", True), ("b", False), ("", True)], ["abb", "aabbc"])
+@example([("aaaa", True), ("ab", True)], ["aaaab", "aab", "aaac"])
+def test_it_shows_what_trying_every_stop_at_every_character_would(
+    come: list[tuple[str, bool]], stops: list[str]
+) -> None:
+    shared = StopStrings(stops)
+    for _ in range(2):  # the second answer meets the states that the first one made
+        detokenizer, naive = Detokenizer(Bytes(), [], shared), Naive(stops)
+        for text, may_stop in come:
+            detokenizer.append(text.encode(), may_stop=may_stop)
+            naive.append(text, may_stop=may_stop)
+            assert (detokenizer.text, detokenizer.is_stopped) == (naive.text, naive.is_stopped)
+        detokenizer.finish()
+        naive.finish()
+        assert (detokenizer.text, detokenizer.is_stopped) == (naive.text, naive.is_stopped)
+
+
+def test_very_many_stops_do_not_make_a_character_slow() -> None:
+    stops = StopStrings(f"{'ab' * (number % 7)}{number:06}" for number in range(50_000))
+    detokenizer = Detokenizer(Bytes(), [], stops)
+    began = time.process_time()
+    for character in b"abab00001" * 1000:
+        detokenizer.append([character])
+    assert time.process_time() - began < 2  # one by one they would take minutes
+    assert not detokenizer.is_stopped
+    detokenizer.append(b"4")
+    assert detokenizer.is_stopped
+
+
 def test_what_may_begin_a_stop_waits_and_anything_else_does_not() -> None:
-    detokenizer = Detokenizer(Bytes(), [], ["stop", "!"])
+    detokenizer = Detokenizer(Bytes(), [], StopStrings(["stop", "!"]))
     detokenizer.append(b"on st")
     assert detokenizer.text == "on "
     detokenizer.append(b"a")
@@ -102,7 +171,7 @@ def test_what_may_begin_a_stop_waits_and_anything_else_does_not() -> None:
 
 
 def test_nothing_follows_a_stop() -> None:
-    detokenizer = Detokenizer(Bytes(), [], ["."])
+    detokenizer = Detokenizer(Bytes(), [], StopStrings(["."]))
     for token in b"a.b":
         detokenizer.append([token])
     detokenizer.finish()
@@ -110,7 +179,7 @@ def test_nothing_follows_a_stop() -> None:
 
 
 def test_a_fresh_one_starts_over() -> None:
-    detokenizer = Detokenizer(Bytes(), [7], ["stop"])
+    detokenizer = Detokenizer(Bytes(), [7], StopStrings(["stop"]))
     detokenizer.append(b"and stop" + b"\xe2")
     assert detokenizer.is_stopped
     fresh = detokenizer.fresh()

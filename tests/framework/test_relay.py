@@ -17,6 +17,7 @@ from pluribus.reply import Reply
 from pluribus.server.workers.desk import Relay
 from pluribus.server.workers.messages import FromFirst, Told
 from pluribus.server.workers.remote import RemoteDraft
+from pluribus.stop_strings import StopStrings
 from pluribus.tenants import ANONYMOUS
 
 PROMPT = (0, 11, 12)
@@ -32,7 +33,7 @@ def told(token: int) -> TokenLogprobs:
 def flight_of(params: SamplingParams) -> tuple[Flight, RemoteDraft]:
     """Return an answer in the first process, and a worker's copy that knows nothing yet."""
     query = Query("", PROMPT, params)
-    text = Detokenizer(cast(Any, NumberTokenizer()), PROMPT, params.stop)
+    text = Detokenizer(cast(Any, NumberTokenizer()), PROMPT, StopStrings(params.stop))
     submit = Submit(1, PROMPT, params, "", 1.0, "")
     flight = Flight(
         query=query, tenant=ANONYMOUS, submit=submit, detokenizer=text if params.stop else Unread()

@@ -180,6 +180,23 @@ def test_a_stop_string_is_ignored_before_min_tokens() -> None:
     run(test, on_executors(CountingExecutor()), parts())
 
 
+def test_answers_under_way_share_what_looks_for_the_same_stop_strings() -> None:
+    async def test(service: Service) -> None:
+        asked = [
+            SamplingParams(stop=stop, seed=seed)
+            for stop, seed in ((("a", "b"), 1), (("a", "b"), 2), (("a",), 1))
+        ]
+        replies = [service.ask(service.query(PROMPT, params)) for params in asked]
+        first, second, other = (reply.flight.detokenizer._stops for reply in replies)
+        replies[0].flight.restart()
+        assert replies[0].flight.detokenizer._stops is first
+        assert first is second is not other
+        for reply in replies:
+            reply.close()
+
+    run(test, on_executors(CountingExecutor()), parts())
+
+
 def test_repeated_queries_come_from_the_response_cache() -> None:
     cache = LRUResponseCache(LRUConfig(pinned=[{"prompt": "hi"}]))
 

@@ -41,6 +41,7 @@ from pluribus.reply import Reply
 from pluribus.server.app import create_app
 from pluribus.server.auth import Keyring
 from pluribus.server.config import ServerConfig
+from pluribus.server.http import uvicorn_config
 from pluribus.server.run import address, bind
 from pluribus.service import Service
 from pluribus.supervisor import State, Status
@@ -297,9 +298,10 @@ def listening(
     service: Service, config: ServerConfig | None = None, keyring: Keyring | None = None
 ) -> Iterator[str]:
     """Put ``service`` behind a real socket; yield its URL."""
-    app = create_app(service, config or ServerConfig(), keyring=keyring)
+    config = config or ServerConfig()
+    app = create_app(service, config, keyring=keyring)
     with bind(ServerConfig(port=0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
+        server = uvicorn.Server(uvicorn_config(app, config, None))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

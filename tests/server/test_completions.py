@@ -120,12 +120,24 @@ def test_every_parameter_reaches_the_engine() -> None:
         "ignore_eos": True,
         "logprobs": 4,
     }
-    [submit] = submitted(
-        **same, stop=["a", "b"], stop_token_ids=[9, 8], logit_bias={"50": 1.5, "7": -100}
-    )
+    [submit] = submitted(**same, stop_token_ids=[9, 8], logit_bias={"50": 1.5, "7": -100})
     assert submit.params == SamplingParams(
-        **same, stop=("a", "b"), stop_token_ids=(9, 8), logit_bias=((7, -100.0), (50, 1.5))
+        **same, stop_token_ids=(9, 8), logit_bias=((7, -100.0), (50, 1.5))
     )
+
+
+def test_stop_strings_reach_the_front_alone_once_each_and_in_one_order() -> None:
+    service = FakeService()
+    complete(service, stop=["b", "c", "b", "a"])
+    ((_, params, _),) = service.calls
+    assert params.stop == ("a", "b", "c")
+    assert service.engine.submitted[0].params.stop == ()
+
+
+@pytest.mark.parametrize("prompt", [[2.0, 5], [[2.0, 5.0]]], ids=str)
+def test_1_0_is_an_integer_as_in_json_schema(prompt: list[Any]) -> None:
+    [submit] = submitted(prompt=prompt, stop_token_ids=[9.0, 8])
+    assert repr((submit.prompt, submit.params.stop_token_ids)) == "((2, 5), (9, 8))"
 
 
 def test_null_is_as_good_as_left_out() -> None:
@@ -328,6 +340,10 @@ def test_a_request_runs_for_whom_it_comes() -> None:
         ({"prompt": []}, "prompt", "is an empty array; give at least one prompt"),
         ({"prompt": ["a", 5]}, "prompt", "item 1 is not a string like those before"),
         ({"prompt": [5, True]}, "prompt", "item 1 is not an integer, a token id, like those"),
+        ({"prompt": [2.5]}, "prompt", "item 0 is not an integer, a token id"),
+        ({"prompt": [2.0, 2.5]}, "prompt", "item 1 is not an integer, a token id, like those"),
+        ({"prompt": [[2.5]]}, "prompt", "item 0 is not an array of integers, token ids"),
+        ({"prompt": [True]}, "prompt", "item 0 is not a string"),
         ({"prompt": [[5], "a"]}, "prompt", "item 1 is not an array of integers, token ids, like"),
         ({"prompt": [{}]}, "prompt", "item 0 is not a string"),
         ({"prompt": ["a", ""]}, "prompt", "must not be empty (prompt 1 of 2, counted from 0)"),
@@ -353,6 +369,8 @@ def test_a_request_runs_for_whom_it_comes() -> None:
             "logit_bias may name 300 ids, got 301",
         ),
         ({"stop_token_ids": [259]}, "stop_token_ids", "from 0 to 258, got 259"),
+        ({"stop_token_ids": [2.5]}, "stop_token_ids.0", "2.5 is not an integer from 0 to"),
+        ({"logit_bias": {"5.0": 1}}, "logit_bias.5.0", '"5.0" is not a token id in a string'),
         ({"stop_token_ids": 5}, "stop_token_ids", "5 is not an array of integers or null"),
         ({"suffix": "b"}, "suffix", "is not supported"),
         ({"stream_options": {}}, "stream_options", "needs stream: true"),

@@ -33,6 +33,16 @@ def test_a_client_that_leaves_cancels_its_generation() -> None:
         assert service.engine.cancelled.wait(10)
 
 
+def test_a_client_that_will_send_no_more_counts_as_one_that_leaves() -> None:
+    service = FakeService(seconds=3600)
+    with listening(service) as url, connect(url) as client:
+        client.sendall(REQUEST + BODY)
+        assert service.engine.running.wait(10)
+        client.shutdown(socket.SHUT_WR)
+        assert service.engine.cancelled.wait(10)
+        assert client.recv(65536) == b""
+
+
 def test_a_client_that_leaves_in_mid_request_is_no_error() -> None:
     service = FakeService()
     with structlog.testing.capture_logs() as logged, listening(service) as url:

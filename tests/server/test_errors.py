@@ -133,6 +133,24 @@ def test_says_everything_that_is_wrong_up_to_a_point() -> None:
     assert message.endswith("; and 2 more")
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "wrong"),
+    [
+        ("/v1/completions", "stop", ""),
+        ("/v1/completions", "stop_token_ids", -1),
+        ("/detokenize", "tokens", "a"),
+    ],
+    ids=str,
+)
+def test_says_what_is_wrong_with_the_first_item_of_an_array_alone(
+    path: str, field: str, wrong: Any
+) -> None:
+    body = {field: [wrong] * 1000} | ({} if field == "tokens" else {"prompt": "Once"})
+    error = error_of(CLIENT.post(path, json=body))
+    assert error["param"] == f"{field}.0"
+    assert "more" not in error["message"]
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -100,6 +101,41 @@ def test_a_cached_answer_says_so() -> None:
         headers.append(client.post("/generation", json=body).headers.get("X-Cache"))
     assert headers == [None, "hit", "hit"]
     assert len(service.engine.submitted) == 1
+
+
+def test_an_answer_in_time_is_an_answer() -> None:
+    response = client_of(FakeService()).post("/generation", json={"prompt": "Once", "timeout": 60})
+    assert response.json() == {"text": "Once" + CONTINUATION}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+def test_an_answer_that_does_not_begin_in_time_is_given_up(streams: bool) -> None:
+    service = FakeService(seconds=3600)
+    body = {"prompt": "Once", "timeout": 0.05, "stream": streams}
+    response = client_of(service).post("/generation", json=body)
+    error = response.json()["error"]
+    assert response.status_code == 504
+    assert (error["type"], error["code"], error["param"]) == ("server_error", "timeout", "timeout")
+    assert "not complete after 0.05 seconds" in error["message"]
+    assert service.engine.cancelled.is_set()
+    assert service.num_flights == 0
+
+
+def test_a_stream_that_does_not_end_in_time_says_so_and_is_cancelled() -> None:
+    service = FakeService(seconds_per_token=0.05)
+    body = {"prompt": "Once", "timeout": 0.3, "stream": True}
+    response = client_of(service).post("/generation", json=body)
+    first, *_, last = response.text.removesuffix("\n\n").split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["text"]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    assert service.engine.cancelled.is_set()
+
+
+def test_a_timeout_that_cannot_be_is_refused() -> None:
+    response = client_of(FakeService()).post("/generation", json={"prompt": "Once", "timeout": 0})
+    error = response.json()["error"]
+    assert response.status_code == 422
+    assert (error["param"], error["message"]) == ("timeout", "timeout: 0 is not above 0")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,12 @@ def test_ids_become_the_text_they_are_of(text: str) -> None:
     assert response.json() == {"text": text}
 
 
-@pytest.mark.parametrize("tokens", [[259], [-1], [2**70], ["a"], [True], 5, None], ids=str)
+def test_1_0_is_an_integer_as_in_json_schema() -> None:
+    response = CLIENT.post("/detokenize", json={"tokens": [100.0, 101]})
+    assert response.json() == {"text": "ab"}
+
+
+@pytest.mark.parametrize("tokens", [[259], [2.5], [-1], [2**70], ["a"], [True], 5, None], ids=str)
 def test_what_is_no_id_is_refused(tokens: Any) -> None:
     response = CLIENT.post("/detokenize", json={"tokens": tokens})
     assert response.status_code == 422

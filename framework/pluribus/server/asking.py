@@ -31,9 +31,9 @@ def cache_headers(*replies: Reply) -> Mapping[str, str]:
     return {"X-Cache": "hit"} if all(reply.cached for reply in replies) else {}
 
 
-async def read_prompts(prompts: Sequence[str | Sequence[int]], read: Callable[[], T]) -> T:
-    """Return what ``read`` makes of ``prompts``; long ones do not hold up the event loop."""
-    if sum(map(len, prompts)) <= SHORT:
+async def read_prompts(texts: Sequence[str | Sequence[int]], read: Callable[[], T]) -> T:
+    """Return what ``read`` makes of ``texts`` or ids; long ones do not hold up the event loop."""
+    if sum(map(len, texts)) <= SHORT:
         return read()
     return await asyncio.to_thread(read)
 

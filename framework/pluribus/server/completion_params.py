@@ -117,7 +117,7 @@ def _sampling_params(body: CompletionRequest) -> SamplingParams:
     return SamplingParams(
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         seed=None if body.seed is None else _wrapped(body.seed),
-        stop=tuple(body.stop or ()),
+        stop=tuple(sorted(set(body.stop or ()))),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         logit_bias=tuple(sorted((int(id_), bias) for id_, bias in (body.logit_bias or {}).items())),
         logprobs=logprobs,

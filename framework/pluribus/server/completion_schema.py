@@ -18,12 +18,19 @@ from pydantic_core import PydanticCustomError
 
 from pluribus.generation import MAX_IDS, MAX_INT, MAX_LOGPROBS, MAX_SEED, FinishReason
 from pluribus.server.logprobs import Logprobs
-from pluribus.server.schema import Note, RequestBody, ResponseBody, Whole
+from pluribus.server.schema import (
+    FirstErrorAlone,
+    Note,
+    RequestBody,
+    ResponseBody,
+    Timeout,
+    Whole,
+    to_whole,
+)
 from pluribus.server.usage import Usage
 from pluribus.server.validation import refused
 
 MAX_CHOICES = 128
-MAX_TIMEOUT = 86400
 
 _ID_PATTERN = r"^(0|[1-9][0-9]{0,9})$"
 _TEXT = {"type": "string", "minLength": 1}
@@ -53,20 +60,25 @@ def _read_prompts(given: Any) -> list[str | list[int]]:
         raise PydanticCustomError("prompt_type", "not a prompt")
     if not given:
         raise refused("is an empty array; give at least one prompt")
-    if _is_id(given[0]):
-        _check_items(given, _is_id, "an integer, a token id,")
-        return [given]
-    if isinstance(given[0], list):
-        _check_items(given, _are_ids, "an array of integers, token ids,")
+    items = [_to_whole_ids(item) for item in given]
+    if type(items[0]) in (int, float):
+        _check_items(items, _is_id, "an integer, a token id,")
+        return [items]
+    if isinstance(items[0], list):
+        _check_items(items, _are_ids, "an array of integers, token ids,")
     else:
-        _check_items(given, lambda item: isinstance(item, str), "a string")
-    return given
+        _check_items(items, lambda item: isinstance(item, str), "a string")
+    return items
 
 
 def _check_items(items: list[Any], is_right: Callable[[Any], bool], kind: str) -> None:
     for index, item in enumerate(items):
         if not is_right(item):
             raise refused(f"item {index} is not {kind}" + (" like those before" if index else ""))
+
+
+def _to_whole_ids(item: object) -> Any:
+    return list(map(to_whole, item)) if isinstance(item, list) else to_whole(item)
 
 
 def _is_id(item: object) -> bool:
@@ -152,7 +164,7 @@ class CompletionRequest(RequestBody):
         default=None, description="Begin with the prompt, and with its `logprobs`."
     )
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
+        Annotated[list[Annotated[str, Field(min_length=1)]], FirstErrorAlone] | None,
         BeforeValidator(_several),
         WithJsonSchema(_STOP_SCHEMA),
     ] = Field(
@@ -198,7 +210,9 @@ class CompletionRequest(RequestBody):
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT), Whole] | None = Field(
         default=None, description="Tokens to generate before anything may end the answer."
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=MAX_INT)]] | None = Field(
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT), Whole]], FirstErrorAlone] | None
+    ) = Field(
         default=None,
         description="Token ids that end the answer and are not part of it.",
         json_schema_extra={"maxItems": MAX_IDS},
@@ -206,9 +220,7 @@ class CompletionRequest(RequestBody):
     ignore_eos: bool | None = Field(
         default=None, description="Take the end-of-text id for an id like any other."
     )
-    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = Field(
-        default=None, description="Seconds after which to give up, with status 504."
-    )
+    timeout: Timeout = None
     timing: bool | None = Field(default=None, description="Tell `usage.timing`.")
 
 

@@ -110,9 +110,8 @@ class CompletionCall:
     async def _ask(self, stack: ExitStack) -> list[Reply]:
         """Begin everything, to be given up when ``stack`` ends."""
         body = self._body
-        queries = await read_prompts(
-            body.prompt, lambda: read_queries(self._service, body, self._tenant)
-        )
+        texts = [*body.prompt, *(body.stop or ())]
+        queries = await read_prompts(texts, lambda: read_queries(self._service, body, self._tenant))
         replies = self._service.ask_all(queries, self._tenant)
         for reply in replies:
             stack.enter_context(reply)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import UNSET, Meta, UnsetType
@@ -10,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pluribus.generation import MAX_INT, MAX_SEED, FinishReason, SamplingParams
-from pluribus.interfaces import Query
-from pluribus.server.asking import cache_headers, read_prompts, tenant_of
+from pluribus.reply import Reply
+from pluribus.server.asking import cache_headers, deadline, read_prompts, tenant_of
 from pluribus.server.body import answer
 from pluribus.server.disconnect import unless_disconnected
 from pluribus.server.events import EventStream
-from pluribus.server.schema import Note, RequestBody, ResponseBody, Whole, note_of
+from pluribus.server.schema import Note, RequestBody, ResponseBody, Timeout, Whole, note_of
 
 if TYPE_CHECKING:
     from pluribus.front import Front
@@ -63,10 +65,11 @@ class GenerationRequest(RequestBody):
         description="Send the continuation piece by piece, as server-sent events.",
         examples=[False],
     )
+    timeout: Timeout = None
 
     def params(self) -> SamplingParams:
         """Return how to choose tokens."""
-        fields = self.model_dump(exclude={"prompt", "stream"}, exclude_none=True)
+        fields = self.model_dump(exclude={"prompt", "stream", "timeout"}, exclude_none=True)
         return SamplingParams(**fields)
 
 
@@ -108,20 +111,18 @@ class GenerationEndpoint:
         With `stream: true` events `{"text": "..."}` carry the continuation, piece by piece and
         without the prompt; the last piece has a `finish_reason`, and `[DONE]` follows.
         """
-        params, fit = body.params(), body.max_tokens is None
-        query = await read_prompts(
-            [body.prompt], lambda: self._service.query(body.prompt, params, fit=fit)
-        )
         if body.stream:
-            return EventStream(request, lambda events: self._stream(events, request, query))
-        with self._service.ask(query, tenant_of(request)) as reply:
-            await unless_disconnected(request, reply.wait())
+            return EventStream(request, lambda events: self._stream(events, request, body))
+        return await unless_disconnected(request, self._answer(request, body))
+
+    async def _answer(self, request: Request, body: GenerationRequest) -> Response:
+        async with self._ask(request, body) as reply:
+            await reply.wait()
         text = body.prompt + reply.completion(body.prompt).text
         return answer(GenerationResponse(text=text, note=self._note), headers=cache_headers(reply))
 
-    async def _stream(self, events: EventStream, request: Request, query: Query) -> None:
-        with self._service.ask(query, tenant_of(request)) as reply:
-            await reply.begun()
+    async def _stream(self, events: EventStream, request: Request, body: GenerationRequest) -> None:
+        async with self._ask(request, body) as reply:
             events.headers.update(cache_headers(reply))
             async for delta in reply.deltas(self._stream_interval):
                 is_last = delta.finish_reason is not None
@@ -132,3 +133,15 @@ class GenerationEndpoint:
                 )
                 await events.send(event)
         await events.end()
+
+    @asynccontextmanager
+    async def _ask(self, request: Request, body: GenerationRequest) -> AsyncIterator[Reply]:
+        """Begin an answer, to be given up at the end of the context or of its time."""
+        params, fit = body.params(), body.max_tokens is None
+        async with deadline(body.timeout):
+            query = await read_prompts(
+                [body.prompt], lambda: self._service.query(body.prompt, params, fit=fit)
+            )
+            with self._service.ask(query, tenant_of(request)) as reply:
+                await reply.begun()
+                yield reply

@@ -47,6 +47,14 @@ class HttpProtocol(H11Protocol):
         self.conn.receive_data(data)
         self.handle_events()
 
+    def eof_received(self) -> None:
+        """Take the end of what the client sends for its leaving, and close the connection.
+
+        One that only sends no more would still read its answer, but one that has left looks
+        the same until something is written to it, which an answer in one piece does when it
+        is complete: too late to cancel it. nginx and uvicorn do so too.
+        """
+
     def on_response_complete(self) -> None:
         """Send what is left of the response before its request is logged and counted."""
         transport: Any = self.transport

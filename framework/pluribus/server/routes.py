@@ -44,7 +44,7 @@ def _text(service: Front, config: ServerConfig) -> list[Operation]:
             GenerationResponse,
             tag="Text",
             streams=True,
-            errors=BUSY,
+            errors=(*BUSY, HTTPStatus.GATEWAY_TIMEOUT),
         ),
         post(
             "/v1/completions",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pluribus.supervisor import State
+
+MAX_TIMEOUT = 86400
 
 
 def to_whole(value: object) -> object:
@@ -21,6 +23,14 @@ def to_whole(value: object) -> object:
 
 # Behind Field() in an annotation: in front, the schema would lose minimum and maximum.
 Whole = BeforeValidator(to_whole)
+
+# For arrays of any length: telling what is wrong with each item would hold everybody up.
+FirstErrorAlone = Field(fail_fast=True)
+
+Timeout = Annotated[
+    Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None,
+    Field(description="Seconds after which to give up, with status 504.", examples=[60]),
+]
 
 
 class RequestBody(BaseModel):

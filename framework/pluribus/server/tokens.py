@@ -12,7 +12,7 @@ from starlette.responses import Response
 from pluribus.errors import RequestError
 from pluribus.server.asking import read_prompts
 from pluribus.server.body import answer
-from pluribus.server.schema import RequestBody, ResponseBody
+from pluribus.server.schema import FirstErrorAlone, RequestBody, ResponseBody, Whole
 
 if TYPE_CHECKING:
     from pluribus.front import Front
@@ -45,7 +45,7 @@ class DetokenizeRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [2, 5, 6]}]})
 
-    tokens: list[int] = Field(description="The ids.")
+    tokens: Annotated[list[Annotated[int, Whole]], FirstErrorAlone] = Field(description="The ids.")
 
 
 class DetokenizeResponse(ResponseBody, frozen=True, kw_only=True):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import get_contextvars
 
-from pluribus.detokenizer import Detokenizer
 from pluribus.engine.async_channel import AsyncChannel
 from pluribus.errors import EngineError
 from pluribus.flight import Draft
@@ -112,7 +111,7 @@ class RemoteFront(Front):
             id=next(self._ids),
             send=self._send,
             query=query,
-            detokenizer=Detokenizer(self._tokenizer, query.prompt, query.params.stop),
+            detokenizer=self._detokenizer(query),
         )
 
     async def health(self) -> Health:
