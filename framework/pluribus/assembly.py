@@ -57,14 +57,14 @@ class EngineConfig:
         lookahead: steps planned before the tokens of the first are read; None for as many as
             the device is best served with.
         max_restarts: engines that may die within ten minutes before the service gives up.
-        heartbeat_timeout: seconds of silence, with work to do, after which it is killed.
+        heartbeat_timeout: seconds of silence, with work to do or loading, after which it is killed.
         stall_timeout: seconds without a finished step, with work to do, after which
             ``/livez`` says so.
     """
 
     lookahead: int | None = None
     max_restarts: int = 3
-    heartbeat_timeout: float = 5.0
+    heartbeat_timeout: float = 4.0
     stall_timeout: float = 60.0
 
     def __post_init__(self) -> None:

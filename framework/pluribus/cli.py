@@ -92,6 +92,8 @@ def serve(arguments: Sequence[str]) -> int:
             return serve_http(parts, plugins, server_config, spare)
 
         configure_logging(server_config.log_format, server_config.log_level)
+        if not parts.launcher.is_first:
+            spare.end()
         return parts.launcher.run(service)
 
     # Until the server listens to signals itself, there is nothing to finish.

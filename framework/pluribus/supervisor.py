@@ -33,6 +33,10 @@ STOP_TIMEOUT = 5.0
 """Seconds that an engine may take to end by itself once it has been told to."""
 GRACE = 0.1
 """Seconds to read what an engine has said before it is taken to be silent."""
+SILENCE_WHILE_IMPORTING = 60.0
+"""Seconds until an engine's first word: on a busy machine, importing torch alone takes long."""
+SILENCE_WHILE_LOADING = 4.0
+"""Seconds of silence that an engine may load in, at least."""
 
 
 class State(StrEnum):
@@ -104,7 +108,10 @@ class Supervisor:
         self._restarts = Restarts(config.max_restarts)
         self._is_loaded = False
         self._has_served = False
+        self._has_spoken = False
+        self._silence: float | None = None
         self._has_work = asyncio.Event()
+        self._must_speak = asyncio.Event()
         self._heard = 0.0
         self._advanced = 0.0
 
@@ -135,12 +142,15 @@ class Supervisor:
         return time.monotonic() - self._advanced < self._config.stall_timeout
 
     def set_has_work(self, has_work: bool) -> None:
-        """Say whether the engine has anything to do: only then must it be heard."""
+        """Say whether the engine has anything to do: once it is loaded, only then is it heard."""
         if has_work and not self._has_work.is_set():
             self._heard = self._advanced = time.monotonic()
             self._has_work.set()
+            self._must_speak.set()
         elif not has_work:
             self._has_work.clear()
+            if self._is_loaded:
+                self._must_speak.clear()
 
     def send(self, message: FromFront) -> None:
         """Send to the engine; lost if there is none at this moment."""
@@ -198,13 +208,16 @@ class Supervisor:
     async def _run_engine(self) -> Died:
         """Run an engine to its end and return why it ended."""
         death = Died("it ended without a word", is_final=False)
-        began = time.monotonic()
+        began = self._heard = time.monotonic()
+        self._has_spoken, self._silence = False, None
         try:
             self._client = await self._host.start()
+            self._must_speak.set()
             with contextlib.ExitStack() as loading:
                 progress = loading.enter_context(self._report(self._name))
                 async for message in self._client.messages():
                     self._heard = time.monotonic()
+                    self._has_spoken = True
                     match message:
                         case Stepped() | Refused():
                             self._advanced = self._heard
@@ -220,6 +233,7 @@ class Supervisor:
                             self.phases = {"imports": imports, **phases}
                             self._is_loaded = self._has_served = True
                             self._advanced = self._heard
+                            self.set_has_work(self._has_work.is_set())
                             self._change(State.READY, f"serving {self._name}")
                             self._listener.engine_ready(message)
                         case Died():
@@ -228,10 +242,13 @@ class Supervisor:
                             pass  # that it was heard is all there is to it
         finally:
             self._is_loaded = False
+            self._must_speak.clear()
             if self._client is not None:
                 self._client.close()
                 self._client = None
             await self._host.kill()
+        if self._silence is not None:
+            return Died(f"it said nothing for {self._silence:.1f} s", is_final=False)
         return death
 
     def _recover(self, death: Died) -> None:
@@ -245,21 +262,31 @@ class Supervisor:
             self._change(State.LOADING, f"restarting, as the engine died: {death.message}")
 
     async def _kill_if_silent(self) -> None:
-        """Kill an engine that has work and says nothing, so that its end is noticed."""
+        """Kill an engine that has work, or loads, and says nothing, so that its end is noticed."""
         timeout = self._config.heartbeat_timeout
         while True:
-            await self._has_work.wait()
-            silence = time.monotonic() - self._heard
-            if silence < timeout:
-                await asyncio.sleep(timeout - silence)
+            await self._must_speak.wait()
+            silence, allowed = time.monotonic() - self._heard, self._allowed_silence()
+            if silence < allowed:
+                await asyncio.sleep(min(allowed - silence, timeout))
                 continue
             # What came while this process itself was paused has to be read first.
             await asyncio.sleep(GRACE)
-            is_loading = self._status.state is State.LOADING
-            if not is_loading and time.monotonic() - self._heard >= timeout:
-                logger.error("the engine has said nothing for %.1f s: killing it", silence)
-                await self._host.kill()
-            self._heard = max(self._heard, time.monotonic() - timeout / 2)
+            silence = time.monotonic() - self._heard
+            if silence < self._allowed_silence() or not self._must_speak.is_set():
+                continue
+            logger.error("the engine has said nothing for %.1f s: killing it", silence)
+            self._silence = silence
+            self._must_speak.clear()
+            await self._host.kill()
+
+    def _allowed_silence(self) -> float:
+        """Return for how many seconds the engine may say nothing now."""
+        if self._is_loaded:
+            return self._config.heartbeat_timeout
+        if not self._has_spoken:
+            return SILENCE_WHILE_IMPORTING
+        return max(SILENCE_WHILE_LOADING, self._config.heartbeat_timeout)
 
     def _change(self, state: State, detail: str) -> None:
         if self._status.state is State.FAILED:

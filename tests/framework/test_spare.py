@@ -18,6 +18,13 @@ def test_one_that_nobody_takes_ends() -> None:
     assert not companions
 
 
+def test_one_that_nobody_will_take_can_be_ended_before() -> None:
+    with SpareProcess() as spare:
+        spare.end()
+        asyncio.run(asyncio.wait_for(spare.process.wait(), 10))
+    assert not companions
+
+
 def test_one_that_is_taken_is_the_first_engine_and_no_other() -> None:
     async def life() -> None:
         with SpareProcess() as spare:

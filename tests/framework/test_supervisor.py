@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -161,6 +162,49 @@ def test_silence_with_work_to_do_is_death() -> None:
         assert host.num_killed == 0
         await until(lambda: len(host.sockets) == 2)
         assert host.num_killed == 1
+
+    play(test, heartbeat_timeout=1.0)
+
+
+def test_silence_is_what_an_engine_died_of() -> None:
+    async def test(supervisor: Supervisor, host: ByHand, recorder: Recorder) -> None:
+        host.say(Ready(1000))
+        await supervisor.wait_ready()
+        supervisor.set_has_work(True)
+        await until(lambda: len(host.sockets) == 2)
+        assert re.search(r"it said nothing for 1\.\d s", supervisor.status.detail)
+
+    play(test, heartbeat_timeout=1.0)
+
+
+def test_an_engine_that_falls_silent_while_it_loads_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pluribus.supervisor.SILENCE_WHILE_LOADING", 1.0)
+
+    async def test(supervisor: Supervisor, host: ByHand, recorder: Recorder) -> None:
+        for _ in range(6):
+            host.say(Beat(0))
+            await asyncio.sleep(0.3)
+        assert host.num_killed == 0
+        await until(lambda: len(host.sockets) == 2)
+        assert supervisor.status.state is State.LOADING
+        host.say(Ready(1000))
+        await supervisor.wait_ready()
+        await asyncio.sleep(1.5)
+        assert host.num_killed == 1
+
+    play(test, heartbeat_timeout=1.0)
+
+
+def test_an_engine_s_first_word_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pluribus.supervisor.SILENCE_WHILE_LOADING", 1.0)
+
+    async def test(supervisor: Supervisor, host: ByHand, recorder: Recorder) -> None:
+        await asyncio.sleep(1.5)
+        assert host.num_killed == 0
+        host.say(Ready(1000))
+        await supervisor.wait_ready()
 
     play(test, heartbeat_timeout=1.0)
 

@@ -45,10 +45,11 @@ def run_engine(channel: EngineChannel, start_core: Callable[[Progress], EngineCo
         start_core: loads everything, reporting the bytes of weights that are read.
     """
     try:
-        core = start_core(_Loading(channel))
-        executor = core.executor
-        channel.send(Ready(executor.kv_shape.num_tokens, dict(executor.phases)))
-        with _beating(channel, core):
+        with _beating(channel) as has_core:
+            core = start_core(_Loading(channel))
+            has_core(core)
+            executor = core.executor
+            channel.send(Ready(executor.kv_shape.num_tokens, dict(executor.phases)))
             EngineLoop(channel, core).run()
         core.executor.shutdown()
     except ChannelClosed:
@@ -153,20 +154,26 @@ class _Loading:
 
 
 @contextlib.contextmanager
-def _beating(channel: EngineChannel, core: EngineCore) -> Iterator[None]:
-    """Tell the front, from a thread of its own, that the process runs, while there is work."""
+def _beating(channel: EngineChannel) -> Iterator[Callable[[EngineCore], None]]:
+    """Tell the front, from a thread of its own, that the process runs, while it has work or loads.
+
+    Yields what is to be called with the core once it is loaded.
+    """
     ended = threading.Event()
+    cores: list[EngineCore] = []
 
     def beat() -> None:
         with contextlib.suppress(ChannelClosed):
             while not ended.wait(SECONDS_BETWEEN_BEATS):
-                if core.has_work:
-                    channel.send(Beat(core.num_steps))
+                if not cores:
+                    channel.send(Beat(0))
+                elif cores[0].has_work:
+                    channel.send(Beat(cores[0].num_steps))
 
     thread = threading.Thread(target=beat, name="engine-beat", daemon=True)
     thread.start()
     try:
-        yield
+        yield cores.append
     finally:
         ended.set()
         thread.join()

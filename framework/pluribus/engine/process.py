@@ -69,12 +69,18 @@ def preload() -> None:
         import pluribus.cuda.worker  # noqa: F401
 
 
-def die_with_the_parent() -> None:
-    """Leave signals to whoever started this process, and do not outlive it."""
+def die_with_the_parent(parent: int | None = None) -> None:
+    """Leave signals to whoever started this process, and do not outlive it.
+
+    Args:
+        parent: its process id, where no socket leads to it that would say that it had ended
+            before this was called.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # If the parent had ended before, the socket it left says so.
     signal_at_the_end_of_the_parent(signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(f"process {parent}, which started this one, has ended")
 
 
 def signal_at_the_end_of_the_parent(number: signal.Signals) -> None:

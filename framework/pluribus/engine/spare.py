@@ -27,6 +27,13 @@ class SpareProcess:
         self._is_taken = True
         return self
 
+    def end(self) -> None:
+        """End it, unless somebody has taken it."""
+        if not self._is_taken:
+            self._is_taken = True
+            self.socket.close()
+            self.process.end()
+
     def __enter__(self) -> Self:
         return self
 
@@ -36,6 +43,4 @@ class SpareProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._is_taken:
-            self.socket.close()
-            self.process.end()
+        self.end()

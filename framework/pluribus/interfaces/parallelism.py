@@ -173,6 +173,11 @@ class Launcher(ABC):
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
 
+    @property
+    def is_first(self) -> bool:
+        """Whether ``run`` runs the service in this process."""
+        return True
+
     @abstractmethod
     def check(self, world_size: int) -> None:
         """Raise ConfigError if this many ranks cannot be launched."""

@@ -7,6 +7,8 @@ begin anew, without torchrun having to start anything.
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from pluribus.parallel.torchrun import Environment
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_END = 2.0
+"""That a rank may take once its first rank has left it."""
 FIRST_MACHINE = 0
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,6 @@ class Follower:
         self._timeout = timeout
         self._board = Board(environment.host, environment.port)
         self._is_leaving = False
-        self._process: subprocess.Popen[bytes] | None = None
         self._past = ""
 
     def run(self) -> int:
@@ -71,14 +74,31 @@ class Follower:
             address = self._await_address()
             if address is not None and (sock := self._join(address)) is not None:
                 with sock:
-                    self._process = spawn_rank(sock)
-                code = self._process.wait()
+                    code = self._be_a_rank(sock)
                 if code == ENDED:
                     return 0
                 self._past = "lost the first rank" if code == LEFT_ALONE else epitaph(code)
                 logger.warning("rank %d %s; it comes again", self._environment.rank, self._past)
             time.sleep(SECONDS_BETWEEN_LOOKS)
         return 1
+
+    def _be_a_rank(self, sock: socket.socket) -> int:
+        """Run a rank's process to its end; return its exit code."""
+        process = spawn_rank(sock)
+        line, end = select.poll(), os.pidfd_open(process.pid)
+        line.register(end, select.POLLIN)
+        line.register(sock, select.POLLRDHUP)
+        has_ended = end in dict(line.poll())
+        os.close(end)
+        if has_ended:
+            return process.wait()
+        # The first rank is gone, or has given this one up; one that is stopped cannot see that.
+        try:
+            return process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return LEFT_ALONE
 
     def _await_address(self) -> Address | None:
         """Return where the first rank waits, if it has said so.

@@ -98,7 +98,7 @@ def spawn_rank(sock: socket.socket, *others: int) -> subprocess.Popen[bytes]:
         others: file descriptors that it is to have as well.
     """
     return subprocess.Popen(  # noqa: S603 - this very program
-        [sys.executable, "-m", "pluribus.parallel.rank", str(sock.fileno())],
+        [sys.executable, "-m", "pluribus.parallel.rank", str(sock.fileno()), str(os.getpid())],
         pass_fds=[sock.fileno(), *others],
         stdin=subprocess.DEVNULL,
     )

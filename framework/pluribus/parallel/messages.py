@@ -12,8 +12,8 @@ RANK_PROTOCOL_VERSION = 2
 SECONDS_BETWEEN_BEATS = 0.5
 SILENCE = 4.0
 """Seconds without a beat after which a rank is taken to be dead."""
-SILENCE_WHILE_LOADING = 60.0
-"""The same until all ranks have met: on a busy machine, importing torch alone takes long."""
+SILENCE_WHILE_IMPORTING = 60.0
+"""The same until its first beat: on a busy machine, importing torch alone takes long."""
 
 
 class RankMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):

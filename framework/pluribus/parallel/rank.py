@@ -1,7 +1,7 @@
-"""A rank that is a process of its own: ``python -m pluribus.parallel.rank FD``.
+"""A rank that is a process of its own: ``python -m pluribus.parallel.rank FD PARENT``.
 
 What it is to be comes as the first message on the socket that it inherits. It ends with the
-process that started it, also in the middle of a collective.
+process that started it, PARENT, also in the middle of a collective.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pluribus import assembly, rank_worker
 from pluribus import config as conf
 from pluribus.engine.channel import Channel, ChannelClosed
-from pluribus.engine.process import die_with_the_parent
+from pluribus.engine.process import die_with_the_parent, preload
 from pluribus.errors import PluribusError
 from pluribus.interfaces import Executor
 from pluribus.logs import configure_logging
@@ -50,8 +50,10 @@ LEFT_ALONE = 3
 
 def main() -> None:
     """Run steps until the first rank ends this one."""
-    die_with_the_parent()
-    channel: Channel[FromRank, ToRank] = Channel(socket.socket(fileno=int(sys.argv[1])), ToRank)
+    number, parent = map(int, sys.argv[1:])
+    die_with_the_parent(parent)
+    preload()  # before the first beat: for so long it may keep all threads waiting
+    channel: Channel[FromRank, ToRank] = Channel(socket.socket(fileno=number), ToRank)
     try:
         [start, *others] = channel.receive(block=True)
     except ChannelClosed:

@@ -23,7 +23,7 @@ from pluribus.parallel.messages import (
     RANK_PROTOCOL_VERSION,
     SECONDS_BETWEEN_BEATS,
     SILENCE,
-    SILENCE_WHILE_LOADING,
+    SILENCE_WHILE_IMPORTING,
     RankChannel,
     RankDied,
     RunStep,
@@ -73,8 +73,7 @@ class RankProcesses(Executor):
         self._fail = fail
         self._is_ending = False
         self._losing = threading.Lock()
-        self._silence = SILENCE_WHILE_LOADING
-        self._met = time.monotonic()
+        self._has_beaten: set[RankChannel] = set()
         roster = crew.gather(self._lose)
         self._members = roster.others
         for member in self._members:
@@ -88,8 +87,6 @@ class RankProcesses(Executor):
             self._end_others(crew.abandon)
             raise
         self.phases = self._first.phases
-        self._met = time.monotonic()
-        self._silence = SILENCE
 
     @property
     def kv_shape(self) -> KVShape:
@@ -161,14 +158,17 @@ class RankProcesses(Executor):
         readable, _, _ = select.select(list(heard), [], [], seconds)
         for channel in readable:
             heard[channel] = time.monotonic()
+        self._has_beaten.update(readable)
         checks = (self._loss(m, m.channel in readable, heard[m.channel]) for m in self._members)
         return [loss for loss in checks if loss]
 
     def _loss(self, member: Member, is_readable: bool, heard: float) -> Loss | None:
         """Say why a rank is lost, or return None."""
         if not is_readable:
-            silence = time.monotonic() - max(heard, self._met)
-            if silence <= self._silence:
+            silence = time.monotonic() - heard
+            if silence <= (
+                SILENCE if member.channel in self._has_beaten else SILENCE_WHILE_IMPORTING
+            ):
                 return None
             return Loss(f"{member.title} has said nothing for {silence:.1f} s", is_certain=True)
         with contextlib.suppress(ChannelClosed):

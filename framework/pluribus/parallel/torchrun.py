@@ -98,6 +98,10 @@ class TorchrunLauncher(Launcher):
     def __init__(self, config: TorchrunLauncherConfig) -> None:
         self.config = config
 
+    @property
+    def is_first(self) -> bool:
+        return Environment.read(os.environ).rank == 0
+
     def check(self, world_size: int) -> None:
         started = Environment.read(os.environ).world_size
         if started != world_size:
@@ -112,7 +116,7 @@ class TorchrunLauncher(Launcher):
         from pluribus.engine.process import signal_at_the_end_of_the_parent
 
         environment = Environment.read(os.environ)
-        if environment.rank > 0:
+        if not self.is_first:
             from pluribus.parallel.follower import Follower
 
             signal_at_the_end_of_the_parent(signal.SIGKILL)
