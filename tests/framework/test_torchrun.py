@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from machines import LIMIT, SECRET, TORCHRUN, Machine, await_that, two_machines, why_not
@@ -83,6 +84,11 @@ def service(machines: Sequence[Machine]) -> Iterator[Service]:
         yield service
 
 
+def ranks_on(machine: Machine) -> list[psutil.Process]:
+    """Return the processes there that are ranks."""
+    return [each for each in machine.processes() if "pluribus.parallel.rank" in each.cmdline()]
+
+
 def generate_on_one_machine(*overrides: str) -> subprocess.CompletedProcess[str]:
     """Have torchrun start two ranks that answer the prompt."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -146,6 +152,23 @@ def test_a_lost_machine_is_noticed_and_may_come_back(service: Service) -> None:
     service.runs[1] = service.second.torchrun(*SERVE)
     service.await_ready()
     assert service.answer(**GREEDY) == expected
+
+
+def test_a_rank_that_stops_on_another_machine_is_ended_and_comes_again(service: Service) -> None:
+    expected = service.answer(**GREEDY)
+    [rank] = ranks_on(service.second)
+    rank.suspend()
+    noticed = await_that(lambda: not service.first.is_ready(), "noticed")
+    assert noticed < NOTICED
+    service.await_ready()
+    assert service.answer(**GREEDY) == expected
+    assert not rank.is_running()
+
+
+def test_a_machine_that_only_follows_has_no_engine(service: Service) -> None:
+    lines = [" ".join(process.cmdline()) for process in service.second.processes()]
+    assert not [line for line in lines if "pluribus.engine" in line]
+    assert len(ranks_on(service.second)) == 1
 
 
 def test_the_end_of_the_service_is_everybodys(service: Service) -> None:
