@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 
+import pytest
+
 from pluribus.engine.client import ProcessHost
+from pluribus.engine.process import SPINS, preload
 from pluribus.engine.spare import SpareProcess
 from pluribus.terminal import companions
 
@@ -40,3 +43,24 @@ def test_one_that_is_taken_is_the_first_engine_and_no_other() -> None:
 
     asyncio.run(life())
     assert not companions
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+    ids=["nothing", "a number", "a policy"],
+)
+def test_threads_wait_for_each_other_briefly_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    preload()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

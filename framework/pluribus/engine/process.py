@@ -27,6 +27,13 @@ from pluribus.plugins import discover
 from pluribus.server.config import ServerConfig
 
 PR_SET_PDEATHSIG = 1
+SPINS = "3000"
+"""Turns that a thread of torch's waits for the others before it gives its core away.
+
+libgomp's own 300,000 take a millisecond or more at each of a step's many barriers where any other
+program keeps the thread that is waited for from its core: answers then take ten times as long. So
+few cost a step nothing where there is none.
+"""
 
 
 def main() -> None:
@@ -60,6 +67,8 @@ def main() -> None:
 
 def preload() -> None:
     """Import what takes long, before whoever has started this process knows what it is to run."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import torch
 
     if torch.cuda.is_available():
