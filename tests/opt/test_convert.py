@@ -244,6 +244,31 @@ def test_a_conversion_goes_on_after_it_was_killed(source: Path, to: Path) -> Non
     assert_is(to, MODEL)
 
 
+KILLED_AT_ONCE = """
+import os, signal
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_conversion_goes_on_after_it_was_killed_at_once(source: Path, to: Path) -> None:
+    program = KILLED_AT_ONCE + CONVERT_AND.format(then="pass")
+    command = [sys.executable, "-c", program, str(source), str(to), "0"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [file.name for file in to.iterdir()] == [".pluribus-convert.json.partial"]
+    convert(source, to)
+    assert not list(to.glob(".*.partial"))
+    assert_is(to, MODEL)
+
+
+def test_what_lies_beside_a_conversion_killed_at_once_is_left_alone(source: Path, to: Path) -> None:
+    to.mkdir()
+    for name in (".pluribus-convert.json.partial", "thesis.txt"):
+        (to / name).write_text("years of work")
+    with pytest.raises(ConfigError, match=r"is not empty \(there is thesis\.txt\)"):
+        convert(source, to)
+    assert (to / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_full_disk_is_said_and_can_be_put_right(source: Path, to: Path) -> None:
     full = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     result = convert_apart(source, to, 0, full)

@@ -41,10 +41,15 @@ class HashedFile:
         return FileRecord(self.size, self.digest.hexdigest())
 
 
+def partial_of(file: Path) -> Path:
+    """Return what ``file`` is called until it is whole; left behind only where we are killed."""
+    return file.with_name(f".{file.name}.partial")
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[HashedFile]:
     """Open what becomes ``file`` once it is on disk whole; an exception leaves nothing."""
-    partial = file.with_name(f".{file.name}.partial")
+    partial = partial_of(file)
     try:
         with partial.open("wb") as stream:
             yield HashedFile(stream)
