@@ -178,6 +178,20 @@ def test_numbers_beyond_a_dtype_s_range_are_refused(tmp_path: Path, to: Path) ->
         convert(folder, to, dtype="float16")
 
 
+@pytest.mark.parametrize("dtype", ["float16", None])
+def test_a_dtype_that_cannot_be_served_is_not_converted(
+    tmp_path: Path, to: Path, dtype: str | None
+) -> None:
+    (folder := tmp_path / "source").mkdir()
+    name = "decoder.layers.1.fc1.weight"
+    state = canonical_state(MODEL)
+    torch.save({**state, name: state[name].to(torch.float8_e4m3fn)}, folder / "pytorch_model.bin")
+    save_config(MODEL, tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{name}: .* of float8_e4m3fn in"):
+        convert(folder, to, dtype=dtype)
+    assert not to.exists()
+
+
 class Stopped(Exception):
     """Somebody pressed Ctrl-C."""
 

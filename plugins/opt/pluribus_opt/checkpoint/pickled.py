@@ -29,6 +29,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
     "CharStorage": torch.int8,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -36,6 +38,18 @@ _STORAGES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
+_OF_BYTES = (  # no storage is named after these: a tensor of one names it, over a storage of bytes
+    torch.complex32,
+    torch.float4_e2m1fn_x2,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 class Inert:
@@ -92,8 +106,11 @@ class InertUnpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): self._size,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of,
+            ("torch.storage", "UntypedStorage"): torch.uint8,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
             **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+            **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _OF_BYTES},
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -116,6 +133,19 @@ class InertUnpickler(pickle.Unpickler):
         *_: object,
     ) -> PickledTensor:
         return PickledTensor(storage, offset, shape, stride)
+
+    def _tensor_of(
+        self,
+        storage: Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        requires_grad: bool,
+        hooks: object,
+        dtype: torch.dtype,
+        *_: object,
+    ) -> PickledTensor:
+        return PickledTensor(replace(storage, dtype=dtype), offset, shape, stride)
 
     def _size(self, sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
         return tuple(sizes)
