@@ -17,9 +17,9 @@ from pluribus_opt.checkpoint import Checkpoint, Source, TensorInfo
 from pluribus_opt.checkpoint.dtypes import DTYPES
 from pluribus_opt.checkpoint.manifest import NAME, Manifest
 from pluribus_opt.checkpoint.numbering import in_short
+from pluribus_opt.checkpoint.records import read_through
 from pluribus_opt.checkpoint.safetensors_file import bytes_of
 from pluribus_opt.checkpoint.shapes import Shape, tensor_shapes
-from pluribus_opt.checkpoint.writing import record_of
 from pluribus_opt.config import OPTConfig
 
 _SHOWN_DIGITS = 16
@@ -105,17 +105,19 @@ def verify(source: Source, architecture: OPTConfig | None, progress: Progress) -
         )
     weights = sorted({file for info in checkpoint.tensors.values() for file in info.files})
     tensors = tuple(_tensors(checkpoint, progress))
+    files, damaged = _read(weights)
     return Report(
         checkpoint=source.where,
         layout=checkpoint.layout,
         fingerprint=source.fingerprint,
         compared=architecture is not None,
         tensors=tensors,
-        files=tuple(_file(file) for file in weights),
+        files=files,
         problems=(
             *_misfits(checkpoint, architecture),
             *_not_served(tensors),
             *_not_finite(tensors),
+            *damaged,
             *_changed({file.parent for file in weights}),
         ),
     )
@@ -149,9 +151,14 @@ def _tensor(checkpoint: Checkpoint, name: str, info: TensorInfo) -> TensorReport
     )
 
 
-def _file(file: Path) -> FileReport:
-    record = record_of(file)
-    return FileReport(file.name, record.size, record.sha256)
+def _read(files: Iterable[Path]) -> tuple[tuple[FileReport, ...], list[str]]:
+    """Return what there is to say of files, and what they tell of their own damage."""
+    reports, damaged = [], []
+    for file in files:
+        known, problems = read_through(file)
+        reports.append(FileReport(file.name, known.size, known.sha256))
+        damaged += problems
+    return tuple(reports), damaged
 
 
 def _misfits(checkpoint: Checkpoint, architecture: OPTConfig | None) -> Iterator[str]:

@@ -160,7 +160,7 @@ def read_archive(file: Path) -> Opened:
         with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
             return _read_archive(archive, stream, MappedFile(file))
     except Exception as error:  # a damaged pickle raises almost anything
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def read_legacy(file: Path) -> Opened:
@@ -169,7 +169,7 @@ def read_legacy(file: Path) -> Opened:
         with file.open("rb") as stream:
             return _read_legacy(stream, MappedFile(file))
     except Exception as error:  # a damaged pickle raises almost anything
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def _read_archive(archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFile) -> Opened:
@@ -177,11 +177,11 @@ def _read_archive(archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFil
     root = next((n.removesuffix("data.pkl") for n in archive.namelist() if _is_data(n)), None)
     if root is None:
         return Opened({}, is_pickle=True)
-    start, size = _extent(archive, stream, f"{root}data.pkl")
+    start, size = extent(archive.getinfo(f"{root}data.pkl"), stream)
     stream.seek(start)
     described = _described(InertUnpickler(BytesIO(stream.read(size))).load())
     keys = _keys(described.entries)
-    starts = {key: _extent(archive, stream, f"{root}data/{key}")[0] for key in keys}
+    starts = {key: extent(archive.getinfo(f"{root}data/{key}"), stream)[0] for key in keys}
     return _map(described, memory, starts)
 
 
@@ -189,11 +189,10 @@ def _is_data(member: str) -> bool:
     return member.endswith("/data.pkl") and member.count("/") == 1
 
 
-def _extent(archive: zipfile.ZipFile, stream: IO[bytes], member: str) -> tuple[int, int]:
+def extent(info: zipfile.ZipInfo, stream: IO[bytes]) -> tuple[int, int]:
     """Return where a member's bytes start in the file, and how many they are."""
-    info = archive.getinfo(member)
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member} is compressed")
+        raise ValueError(f"{info.filename} is compressed")
     stream.seek(info.header_offset)
     header = stream.read(30)
     name_length, extra_length = struct.unpack("<HH", header[26:])
@@ -238,5 +237,6 @@ def _map(described: Opened, memory: MappedFile, starts: Mapping[str, int]) -> Op
     return replace(described, entries=mapped)
 
 
-def _unreadable(file: Path, error: Exception) -> CheckpointError:
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """Return what to raise for a file that is not what it seemed to be."""
     return CheckpointError(f"{file} is damaged or not what torch.save writes: {error}")
