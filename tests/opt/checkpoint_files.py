@@ -25,6 +25,19 @@ TINY: dict[str, Any] = {
 }
 POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
 
+NOT_SERVED = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e8m0fnu,
+    torch.float4_e2m1fn_x2,
+    torch.complex64,
+    torch.int8,
+    torch.int64,
+    torch.uint16,
+    torch.bool,
+)
+"""Dtypes that files can hold and weights cannot be of."""
+
 State = dict[str, Tensor]
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from opt.checkpoint_files import (
+    NOT_SERVED,
     canonical_state,
     open_at,
     parts_for,
@@ -221,6 +222,27 @@ def test_a_long_list_is_cut_and_counted(tmp_path: Path) -> None:
     assert "35 missing:" in message
     assert "… and 30 more" in message
     assert len(message.splitlines()) < 12
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "legacy.bin"])
+@pytest.mark.parametrize("dtype", NOT_SERVED, ids=str)
+def test_weights_of_a_dtype_that_cannot_be_served_are_refused_by_name(
+    tmp_path: Path, dtype: torch.dtype, name: str
+) -> None:
+    bias = "decoder.layers.1.fc1.bias"
+    expected = canonical_state(tiny_opt())
+    stored = {**expected, bias: torch.zeros(64 * dtype.itemsize, dtype=torch.uint8).view(dtype)}
+    if name.endswith("safetensors"):
+        save_file(stored, tmp_path / name)
+    else:
+        is_zip = name != "legacy.bin"
+        torch.save(stored, tmp_path / name, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError) as caught:
+        open_at(tmp_path).read_into(parts_for(expected), lambda done, total: None)
+    message = str(caught.value)
+    kind = str(dtype).removeprefix("torch.")
+    assert "or of none of float64, float32, float16, bfloat16:" in message
+    assert f"{bias}: expected [64], got [64] of {kind} in {tmp_path / name}" in message
 
 
 def test_an_untied_head_that_is_asked_for_has_to_be_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -188,14 +189,82 @@ def test_two_files_for_one_shard_are_both_named(tmp_path: Path) -> None:
     assert str(shard(tmp_path, 0, 1)) in message
 
 
-def test_shards_of_different_cuts_do_not_add_up(tmp_path: Path) -> None:
+@DESCRIBED
+def test_shards_of_different_cuts_are_not_joined(tmp_path: Path, described: bool) -> None:
     (tmp_path / "two").mkdir()
-    save_shards(MODEL, tmp_path / "two", 1, 2)
-    save_shards(MODEL, tmp_path, 1, 3)
+    save_shards(MODEL, tmp_path / "two", 1, 2, described=described)
+    save_shards(MODEL, tmp_path, 1, 3, described=described)
     shutil.copy(shard(tmp_path / "two", 0, 1), shard(tmp_path, 0, 1))
     message = refusal(tmp_path)
-    assert "numbers in 3 shard(s), but" in message
-    assert str(shard(tmp_path, 0, 0)) in message
+    assert re.search(rf"flat_param_0 is \[\d+\] of float32 in {shard(tmp_path, 0, 1)}", message)
+    assert re.search(rf"but \[\d+\] of float32 in {shard(tmp_path, 0, 0)}", message)
+
+
+@DESCRIBED
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+def test_shards_of_different_dtypes_are_not_joined(
+    tmp_path: Path, described: bool, num_shards: int
+) -> None:
+    save_shards(MODEL, tmp_path, 1, num_shards, described=described)
+    name = "decoder.layers.1.flat_param_0"
+
+    def halve(content: dict[str, Any]) -> None:
+        content["model"][name] = content["model"][name].half()
+
+    edit(shard(tmp_path, 0, 1), halve)
+    message = refusal(tmp_path)
+    assert re.search(rf"{name} is \[\d+\] of float16 in {shard(tmp_path, 0, 1)}", message)
+    assert re.search(rf"but \[\d+\] of float32 in {shard(tmp_path, 0, 0)}", message)
+
+
+@DESCRIBED
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_shard_under_the_name_of_another_is_found_out(
+    tmp_path: Path, described: bool, num_shards: int, num_parts: int
+) -> None:
+    save_shards(MODEL, tmp_path, num_parts, num_shards, described=described)
+    last = shard(tmp_path, num_parts - 1, num_shards - 1)
+    shutil.copy(first := shard(tmp_path, num_parts - 1, 0), last)
+    assert refusal(tmp_path).startswith(f"{last} holds the same numbers as {first}")
+
+
+@DESCRIBED
+def test_a_copied_shard_is_found_out_where_its_first_numbers_are_all_the_same(
+    tmp_path: Path, described: bool
+) -> None:
+    model = tiny_opt(num_attention_heads=8)
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight.zero_()
+        model.model.decoder.layers[0].self_attn.k_proj.weight.fill_(1)
+    save_shards(model, tmp_path, 1, 4, described=described)
+    resolve(str(tmp_path)).open(CONFIG)
+    shutil.copy(shard(tmp_path, 0, 0), shard(tmp_path, 0, 1))
+    message = refusal(tmp_path)
+    assert message.startswith(f"{shard(tmp_path, 0, 1)} holds the same numbers as")
+
+
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
+def test_shards_described_otherwise_are_not_joined(tmp_path: Path, num_shards: int) -> None:
+    save_shards(MODEL, tmp_path, 1, num_shards)
+
+    def swap(content: dict[str, Any]) -> None:
+        for words in (flat(content)["names"], flat(content)["shapes"]):
+            words.reverse()
+
+    edit(last := shard(tmp_path, 0, num_shards - 1), swap)
+    message = refusal(tmp_path)
+    assert f"{shard(tmp_path, 0, 0)} and {last} are not shards of one checkpoint" in message
+    assert "what decoder.layers.0.flat_param_0 holds differs" in message
+
+
+@DESCRIBED
+def test_a_shard_that_lacks_a_vector_is_named(tmp_path: Path, described: bool) -> None:
+    save_shards(MODEL, tmp_path, 1, 2, described=described)
+    name = "decoder.layers.1.flat_param_0"
+    edit(shard(tmp_path, 0, 1), lambda content: content["model"].pop(name))
+    message = refusal(tmp_path)
+    assert message == f"{shard(tmp_path, 0, 1)} lacks {name}, which {shard(tmp_path, 0, 0)} holds"
 
 
 def test_bare_shards_need_to_be_told_the_architecture(tmp_path: Path) -> None:

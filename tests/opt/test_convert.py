@@ -178,6 +178,20 @@ def test_numbers_beyond_a_dtype_s_range_are_refused(tmp_path: Path, to: Path) ->
         convert(folder, to, dtype="float16")
 
 
+@pytest.mark.parametrize("dtype", ["float16", None])
+def test_a_dtype_that_cannot_be_served_is_not_converted(
+    tmp_path: Path, to: Path, dtype: str | None
+) -> None:
+    (folder := tmp_path / "source").mkdir()
+    name = "decoder.layers.1.fc1.weight"
+    state = canonical_state(MODEL)
+    torch.save({**state, name: state[name].to(torch.float8_e4m3fn)}, folder / "pytorch_model.bin")
+    save_config(MODEL, tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{name}: .* of float8_e4m3fn in"):
+        convert(folder, to, dtype=dtype)
+    assert not to.exists()
+
+
 class Stopped(Exception):
     """Somebody pressed Ctrl-C."""
 
@@ -242,6 +256,31 @@ def test_a_conversion_goes_on_after_it_was_killed(source: Path, to: Path) -> Non
     convert(source, to)
     assert not list(to.glob(".*.partial"))
     assert_is(to, MODEL)
+
+
+KILLED_AT_ONCE = """
+import os, signal
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_conversion_goes_on_after_it_was_killed_at_once(source: Path, to: Path) -> None:
+    program = KILLED_AT_ONCE + CONVERT_AND.format(then="pass")
+    command = [sys.executable, "-c", program, str(source), str(to), "0"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [file.name for file in to.iterdir()] == [".pluribus-convert.json.partial"]
+    convert(source, to)
+    assert not list(to.glob(".*.partial"))
+    assert_is(to, MODEL)
+
+
+def test_what_lies_beside_a_conversion_killed_at_once_is_left_alone(source: Path, to: Path) -> None:
+    to.mkdir()
+    for name in (".pluribus-convert.json.partial", "thesis.txt"):
+        (to / name).write_text("years of work")
+    with pytest.raises(ConfigError, match=r"is not empty \(there is thesis\.txt\)"):
+        convert(source, to)
+    assert (to / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_full_disk_is_said_and_can_be_put_right(source: Path, to: Path) -> None:

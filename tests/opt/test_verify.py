@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opt.checkpoint_files import canonical_state, tiny_opt
+from opt.checkpoint_files import NOT_SERVED, canonical_state, tiny_opt
 from opt.metaseq_files import LAYOUTS
 from pluribus.errors import ConfigError
 from pluribus_opt.model import OPTModel, OPTModelConfig
@@ -82,6 +82,29 @@ def test_numbers_that_are_not_finite_are_counted_by_tensor(folder: Path, config:
     problems = "\n".join(report(folder, config)["problems"])
     assert "decoder.layers.1.fc1.weight holds 2 of 2048 numbers that are not finite" in problems
     assert "decoder.final_layer_norm.bias holds 1 of 32" in problems
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("is_compared", [True, False], ids=["compared", "alone"])
+@pytest.mark.parametrize("dtype", NOT_SERVED, ids=str)
+def test_a_dtype_that_cannot_be_served_is_a_problem(
+    folder: Path, config: str, dtype: torch.dtype, is_compared: bool, name: str
+) -> None:
+    numbers = torch.zeros(64 * dtype.itemsize, dtype=torch.uint8).view(dtype)
+    state = {**canonical_state(MODEL), "decoder.layers.1.fc1.bias": numbers}
+    if name.endswith("safetensors"):
+        save_file(state, folder / name)
+    else:
+        torch.save(state, folder / name)
+    found = report(folder, config if is_compared else None)
+    kind = str(dtype).removeprefix("torch.")
+    assert found["problems"][-1] == (
+        f"decoder.layers.1.fc1.bias: of {kind}, but weights can be of float64, float32, float16, "
+        "bfloat16 only"
+    )
+    assert len(found["problems"]) == 1 + is_compared
+    [fc1] = [t for t in found["tensors"] if t["name"] == "decoder.layers.1.fc1.bias"]
+    assert (fc1["dtype"], fc1["num_not_finite"]) == (kind, None)
 
 
 def test_what_does_not_fit_the_architecture_is_a_problem(folder: Path, config: str) -> None:

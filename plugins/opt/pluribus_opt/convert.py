@@ -17,7 +17,7 @@ from pluribus.interfaces.model import Progress
 from pluribus.units import format_bytes
 from pluribus_opt.checkpoint import Checkpoint, Source, manifest
 from pluribus_opt.checkpoint.manifest import Manifest
-from pluribus_opt.checkpoint.safetensors_file import DTYPES, Planned, bytes_of, header_of
+from pluribus_opt.checkpoint.safetensors_file import Planned, bytes_of, header_of
 from pluribus_opt.checkpoint.shapes import tensor_shapes
 from pluribus_opt.checkpoint.source import TOKENIZER
 from pluribus_opt.checkpoint.writing import HashedFile, replacing
@@ -97,8 +97,6 @@ def _plan(conversion: Conversion, checkpoint: Checkpoint) -> Shards:
     expected = tensor_shapes(conversion.architecture)
     checkpoint.check(expected)
     dtypes = {name: conversion.dtype or checkpoint.tensors[name].dtype for name in expected}
-    if unknown := set(dtypes.values()) - DTYPES.keys():
-        raise CheckpointError(f"{checkpoint.where} is of {min(unknown)}: choose dtype=float16")
     tensors = [Planned(name, shape, dtypes[name]) for name, shape in expected.items()]
     return _shards(tensors, conversion.max_shard_size)
 

@@ -13,11 +13,13 @@ import torch
 
 from pluribus.errors import CheckpointError
 from pluribus.interfaces.model import Progress
-from pluribus_opt.checkpoint import Checkpoint, Source
+from pluribus_opt.checkpoint import Checkpoint, Source, TensorInfo
+from pluribus_opt.checkpoint.dtypes import DTYPES
 from pluribus_opt.checkpoint.manifest import NAME, Manifest
+from pluribus_opt.checkpoint.numbering import in_short
+from pluribus_opt.checkpoint.records import read_through
 from pluribus_opt.checkpoint.safetensors_file import bytes_of
 from pluribus_opt.checkpoint.shapes import Shape, tensor_shapes
-from pluribus_opt.checkpoint.writing import record_of
 from pluribus_opt.config import OPTConfig
 
 _SHOWN_DIGITS = 16
@@ -29,14 +31,15 @@ class TensorReport:
 
     Attributes:
         sha256: of its numbers as they are stored, row by row: alike in every layout.
-        num_not_finite: numbers that are infinite or none.
+        num_not_finite: numbers that are infinite or none; None where the dtype cannot be served,
+            as torch cannot tell of each.
     """
 
     name: str
     shape: Shape
     dtype: str
     sha256: str
-    num_not_finite: int
+    num_not_finite: int | None
     files: tuple[str, ...]
 
 
@@ -102,16 +105,19 @@ def verify(source: Source, architecture: OPTConfig | None, progress: Progress) -
         )
     weights = sorted({file for info in checkpoint.tensors.values() for file in info.files})
     tensors = tuple(_tensors(checkpoint, progress))
+    files, damaged = _read(weights)
     return Report(
         checkpoint=source.where,
         layout=checkpoint.layout,
         fingerprint=source.fingerprint,
         compared=architecture is not None,
         tensors=tensors,
-        files=tuple(_file(file) for file in weights),
+        files=files,
         problems=(
             *_misfits(checkpoint, architecture),
+            *_not_served(tensors),
             *_not_finite(tensors),
+            *damaged,
             *_changed({file.parent for file in weights}),
         ),
     )
@@ -124,19 +130,35 @@ def _tensors(checkpoint: Checkpoint, progress: Progress) -> Iterator[TensorRepor
     }
     done, total = 0, sum(sizes.values())
     for name, info in checkpoint.tensors.items():
-        digest, num_not_finite = hashlib.sha256(), 0
-        for chunk in checkpoint.chunks(name):
-            digest.update(bytes_of(chunk))
-            num_not_finite += int((~chunk.isfinite()).sum())
-        files = tuple(file.name for file in info.files)
-        yield TensorReport(name, info.shape, info.dtype, digest.hexdigest(), num_not_finite, files)
+        yield _tensor(checkpoint, name, info)
         done += sizes[name]
         progress(done, total)
 
 
-def _file(file: Path) -> FileReport:
-    record = record_of(file)
-    return FileReport(file.name, record.size, record.sha256)
+def _tensor(checkpoint: Checkpoint, name: str, info: TensorInfo) -> TensorReport:
+    digest, num_not_finite = hashlib.sha256(), 0
+    is_served = info.dtype in DTYPES
+    for chunk in checkpoint.chunks(name):
+        digest.update(bytes_of(chunk))
+        num_not_finite += int((~chunk.isfinite()).sum()) if is_served else 0
+    return TensorReport(
+        name,
+        info.shape,
+        info.dtype,
+        digest.hexdigest(),
+        num_not_finite if is_served else None,
+        tuple(file.name for file in info.files),
+    )
+
+
+def _read(files: Iterable[Path]) -> tuple[tuple[FileReport, ...], list[str]]:
+    """Return what there is to say of files, and what they tell of their own damage."""
+    reports, damaged = [], []
+    for file in files:
+        known, problems = read_through(file)
+        reports.append(FileReport(file.name, known.size, known.sha256))
+        damaged += problems
+    return tuple(reports), damaged
 
 
 def _misfits(checkpoint: Checkpoint, architecture: OPTConfig | None) -> Iterator[str]:
@@ -144,6 +166,15 @@ def _misfits(checkpoint: Checkpoint, architecture: OPTConfig | None) -> Iterator
         lines = checkpoint.problems(tensor_shapes(architecture))
         if lines:
             yield "\n".join(["it does not fit the architecture:", *lines])
+
+
+def _not_served(tensors: Iterable[TensorReport]) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            names.setdefault(tensor.dtype, []).append(tensor.name)
+    for dtype, some in names.items():
+        yield f"{in_short(some)}: of {dtype}, but weights can be of {', '.join(DTYPES)} only"
 
 
 def _not_finite(tensors: Iterable[TensorReport]) -> Iterator[str]:

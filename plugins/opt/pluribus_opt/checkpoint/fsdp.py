@@ -14,6 +14,7 @@ from pluribus.errors import CheckpointError
 from pluribus_opt.checkpoint.names import is_flat
 from pluribus_opt.checkpoint.numbering import PART, SHARD, in_order, missing, number_of
 from pluribus_opt.checkpoint.opened import Opened
+from pluribus_opt.checkpoint.parts import Share, check_alike, check_different
 from pluribus_opt.checkpoint.shapes import Shape, flat_layout, num_elements
 from pluribus_opt.checkpoint.shard_metadata import Flat, read_metadata
 from pluribus_opt.checkpoint.stored import StoredTensor, join, unflatten
@@ -94,24 +95,40 @@ def _check_present(files: Sequence[Path], count: int) -> None:
 def _restore(
     shards: Sequence[Shard], architecture: OPTConfig | None, num_parts: int
 ) -> Mapping[str, object]:
-    _check_alike(shards)
+    _check_described_alike(shards)
+    pieces = [_pieces(shard) for shard in shards]
+    check_alike(pieces)
+    check_different(pieces, shards[0].pieces)
     restored = dict(shards[0].others)
     for flat, shapes in _layout(shards, architecture, num_parts).items():
         restored |= _restore_flat(shards, flat, shapes)
     return restored
 
 
-def _check_alike(shards: Sequence[Shard]) -> None:
-    first = shards[0]
+def _pieces(shard: Shard) -> Share:
+    pieces = {name: StoredTensor.in_one(shard.file, one) for name, one in shard.pieces.items()}
+    return Share(shard.file, pieces)
+
+
+def _check_described_alike(shards: Sequence[Shard]) -> None:
+    first, expected = shards[0], _described(shards[0])
     for shard in shards[1:]:
-        lacking = sorted(first.pieces.keys() ^ shard.pieces.keys())
+        described, why = _described(shard), ""
         if (first.metadata is None) != (shard.metadata is None):
-            lacking.append("shard_metadata")
-        if lacking:
+            why = "only one of them has shard_metadata"
+        elif described != expected:
+            names = expected.keys() | described.keys()
+            name = min(name for name in names if expected.get(name) != described.get(name))
+            why = f"what {name} holds differs between their shard_metadata"
+        if why:
             raise CheckpointError(
-                f"{first.file} and {shard.file} are not shards of one checkpoint: only one of "
-                f"them has {lacking[0]}"
+                f"{first.file} and {shard.file} are not shards of one checkpoint: {why}"
             )
+
+
+def _described(shard: Shard) -> Mapping[str, Sequence[tuple[str, Shape]]]:
+    """Return what each flattened parameter holds, in order, as far as the file says."""
+    return {name: [*flat.shapes.items()] for name, flat in (shard.metadata or {}).items()}
 
 
 def _layout(shards: Sequence[Shard], architecture: OPTConfig | None, num_parts: int) -> Layout:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pluribus.errors import CheckpointError, ConfigError
 from pluribus_opt.checkpoint.listing import read_json
-from pluribus_opt.checkpoint.writing import FileRecord, record_of, replacing
+from pluribus_opt.checkpoint.writing import FileRecord, partial_of, record_of, replacing
 
 NAME = "pluribus-convert.json"
 
@@ -98,7 +98,8 @@ def find(folder: Path, made_of: Mapping[str, Any]) -> Manifest | None:
         raise ConfigError(f"to={folder} is a file: choose a new folder")
     manifest = Manifest.read(folder)
     if manifest is None:
-        if present := next(folder.iterdir(), None):
+        begun = partial_of(folder / NAME)  # all that a conversion killed at once leaves
+        if present := next((file for file in folder.iterdir() if file != begun), None):
             raise ConfigError(
                 f"to={folder} is not empty (there is {present.name}), and no conversion was begun "
                 "there: choose a new folder"

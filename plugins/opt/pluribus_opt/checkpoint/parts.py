@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pluribus.errors import CheckpointError
 from pluribus_opt.checkpoint.names import split_dim
 from pluribus_opt.checkpoint.numbering import PART, in_order, in_short, missing, number_of
+from pluribus_opt.checkpoint.safetensors_file import bytes_of
 from pluribus_opt.checkpoint.stored import StoredTensor, join
+
+_NUM_LEADING = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The tensors of one model-parallel part, or of any one file, by canonical name.
+    """The tensors of one model-parallel part, or of any one file, by name.
 
     Attributes:
         file: that holds them, or the first that does.
@@ -83,8 +86,9 @@ def _join(shares: Sequence[Share]) -> Mapping[str, StoredTensor]:
     by_file = {share.file: share for share in shares}
     parts = [by_file[file] for file in in_order(by_file, PART)]
     _check_count(parts)
-    _check_alike(parts)
-    _check_different(parts)
+    check_alike(parts)
+    split = (n for n, t in parts[0].tensors.items() if split_dim(n) == 0 and len(t.shape) == 2)
+    check_different(parts, split)
     joined = {}
     for name, tensor in parts[0].tensors.items():
         dim = split_dim(name)
@@ -113,19 +117,24 @@ def _check_count(parts: Sequence[Share]) -> None:
         )
 
 
-def _check_alike(parts: Sequence[Share]) -> None:
-    first = parts[0]
-    for part in parts[1:]:
-        if differing := first.tensors.keys() ^ part.tensors.keys():
+def check_alike(shares: Sequence[Share]) -> None:
+    """Refuse files that do not hold the same tensors by name, shape and dtype.
+
+    Raises:
+        CheckpointError: names the tensor and both files.
+    """
+    first = shares[0]
+    for share in shares[1:]:
+        if differing := first.tensors.keys() ^ share.tensors.keys():
             name = min(differing)
-            has, lacks = (first, part) if name in first.tensors else (part, first)
+            has, lacks = (first, share) if name in first.tensors else (share, first)
             raise CheckpointError(f"{lacks.file} lacks {name}, which {has.file} holds")
-        for name, tensor in part.tensors.items():
+        for name, tensor in share.tensors.items():
             other = first.tensors[name]
             if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
                 raise CheckpointError(
-                    f"{name} is {_kind(tensor)} in {part.file} but {_kind(other)} in {first.file}: "
-                    "they are of different checkpoints"
+                    f"{name} is {_kind(tensor)} in {share.file} but {_kind(other)} in "
+                    f"{first.file}: they are of different checkpoints"
                 )
 
 
@@ -133,17 +142,38 @@ def _kind(tensor: StoredTensor) -> str:
     return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _check_different(parts: Sequence[Share]) -> None:
-    """Refuse a copy of a part under another part's name, told by one row of what is split."""
-    split = (n for n, t in parts[0].tensors.items() if split_dim(n) == 0 and len(t.shape) == 2)
-    name = next(split, None)
-    if name is None:
-        return
-    seen: dict[tuple[float, ...], Path] = {}
-    for part in parts:
-        row = tuple(part.tensors[name].read((slice(0, 1), slice(None))).flatten().tolist())
-        if row in seen and len(set(row)) > 1:  # a row of equal numbers says nothing
-            raise CheckpointError(
-                f"{part.file} holds the same numbers as {seen[row]}: it is a copy of that part"
-            )
-        seen[row] = part.file
+def check_different(shares: Sequence[Share], names: Iterable[str]) -> None:
+    """Refuse a copy of a file under another's name, told by the first numbers of a tensor.
+
+    Args:
+        names: of what no two files hold alike; what comes later is read where the first numbers
+            of what came before are all the same, which says nothing.
+
+    Raises:
+        CheckpointError: names both files.
+    """
+    suspects = list(shares)
+    for name in names:
+        seen: dict[bytes, list[Share]] = {}
+        for share in suspects:
+            tensor = share.tensors[name]
+            leading = _leading(tensor)
+            alike = seen.setdefault(leading, [])
+            if alike and not _is_constant(leading, tensor.dtype.itemsize):
+                raise CheckpointError(
+                    f"{share.file} holds the same numbers as {alike[0].file}: it is a copy of "
+                    "that file"
+                )
+            alike.append(share)
+        suspects = [share for alike in seen.values() if len(alike) > 1 for share in alike]
+
+
+def _leading(tensor: StoredTensor) -> bytes:
+    """Return the first numbers of a vector, or the first row of a matrix."""
+    is_matrix = len(tensor.shape) == 2
+    index = (slice(0, 1), slice(None)) if is_matrix else (slice(0, _NUM_LEADING),)
+    return bytes(bytes_of(tensor.read(index)))
+
+
+def _is_constant(numbers: bytes, itemsize: int) -> bool:
+    return numbers == numbers[:itemsize] * (len(numbers) // itemsize)

@@ -29,6 +29,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
     "CharStorage": torch.int8,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -36,6 +38,18 @@ _STORAGES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
+_OF_BYTES = (  # no storage is named after these: a tensor of one names it, over a storage of bytes
+    torch.complex32,
+    torch.float4_e2m1fn_x2,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 class Inert:
@@ -92,8 +106,11 @@ class InertUnpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): self._size,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of,
+            ("torch.storage", "UntypedStorage"): torch.uint8,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
             **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+            **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _OF_BYTES},
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -117,6 +134,19 @@ class InertUnpickler(pickle.Unpickler):
     ) -> PickledTensor:
         return PickledTensor(storage, offset, shape, stride)
 
+    def _tensor_of(
+        self,
+        storage: Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        requires_grad: bool,
+        hooks: object,
+        dtype: torch.dtype,
+        *_: object,
+    ) -> PickledTensor:
+        return PickledTensor(replace(storage, dtype=dtype), offset, shape, stride)
+
     def _size(self, sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
         return tuple(sizes)
 
@@ -130,7 +160,7 @@ def read_archive(file: Path) -> Opened:
         with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
             return _read_archive(archive, stream, MappedFile(file))
     except Exception as error:  # a damaged pickle raises almost anything
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def read_legacy(file: Path) -> Opened:
@@ -139,7 +169,7 @@ def read_legacy(file: Path) -> Opened:
         with file.open("rb") as stream:
             return _read_legacy(stream, MappedFile(file))
     except Exception as error:  # a damaged pickle raises almost anything
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def _read_archive(archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFile) -> Opened:
@@ -147,11 +177,11 @@ def _read_archive(archive: zipfile.ZipFile, stream: IO[bytes], memory: MappedFil
     root = next((n.removesuffix("data.pkl") for n in archive.namelist() if _is_data(n)), None)
     if root is None:
         return Opened({}, is_pickle=True)
-    start, size = _extent(archive, stream, f"{root}data.pkl")
+    start, size = extent(archive.getinfo(f"{root}data.pkl"), stream)
     stream.seek(start)
     described = _described(InertUnpickler(BytesIO(stream.read(size))).load())
     keys = _keys(described.entries)
-    starts = {key: _extent(archive, stream, f"{root}data/{key}")[0] for key in keys}
+    starts = {key: extent(archive.getinfo(f"{root}data/{key}"), stream)[0] for key in keys}
     return _map(described, memory, starts)
 
 
@@ -159,11 +189,10 @@ def _is_data(member: str) -> bool:
     return member.endswith("/data.pkl") and member.count("/") == 1
 
 
-def _extent(archive: zipfile.ZipFile, stream: IO[bytes], member: str) -> tuple[int, int]:
+def extent(info: zipfile.ZipInfo, stream: IO[bytes]) -> tuple[int, int]:
     """Return where a member's bytes start in the file, and how many they are."""
-    info = archive.getinfo(member)
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member} is compressed")
+        raise ValueError(f"{info.filename} is compressed")
     stream.seek(info.header_offset)
     header = stream.read(30)
     name_length, extra_length = struct.unpack("<HH", header[26:])
@@ -208,5 +237,6 @@ def _map(described: Opened, memory: MappedFile, starts: Mapping[str, int]) -> Op
     return replace(described, entries=mapped)
 
 
-def _unreadable(file: Path, error: Exception) -> CheckpointError:
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """Return what to raise for a file that is not what it seemed to be."""
     return CheckpointError(f"{file} is damaged or not what torch.save writes: {error}")

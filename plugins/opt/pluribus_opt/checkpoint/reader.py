@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pluribus.errors import CheckpointError
+from pluribus_opt.checkpoint.dtypes import DTYPES
 from pluribus_opt.checkpoint.names import HEAD
 
 if TYPE_CHECKING:
@@ -139,12 +140,13 @@ class Checkpoint:
         misfits = [
             f"{name}: expected {list(shape)}, got {info}"
             for name, shape in expected.items()
-            if (info := self.tensors.get(name)) and (info.shape != shape or not _is_float(info))
+            if (info := self.tensors.get(name))
+            and (info.shape != shape or info.dtype not in DTYPES)
         ]
         return [
             *_listed("missing", missing),
             *_listed("unexpected", unexpected),
-            *_listed("not of the expected shape, or not floating point", misfits),
+            *_listed(f"not of the expected shape, or of none of {', '.join(DTYPES)}", misfits),
         ]
 
     def _position(self, sized: tuple[Part, int]) -> tuple[Path, int]:
@@ -153,10 +155,6 @@ class Checkpoint:
 
 def _info(tensor: StoredTensor) -> TensorInfo:
     return TensorInfo(tensor.shape, str(tensor.dtype).removeprefix("torch."), tensor.files)
-
-
-def _is_float(info: TensorInfo) -> bool:
-    return "float" in info.dtype
 
 
 def _listed(kind: str, entries: Iterable[str]) -> list[str]:

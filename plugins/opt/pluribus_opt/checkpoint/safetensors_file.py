@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pluribus_opt.checkpoint.dtypes import DTYPES
 from pluribus_opt.checkpoint.shapes import Shape
-
-DTYPES: Mapping[str, str] = MappingProxyType(
-    {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-)
-"""What the format calls torch's dtypes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,10 +41,15 @@ class HashedFile:
         return FileRecord(self.size, self.digest.hexdigest())
 
 
+def partial_of(file: Path) -> Path:
+    """Return what ``file`` is called until it is whole; left behind only where we are killed."""
+    return file.with_name(f".{file.name}.partial")
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[HashedFile]:
     """Open what becomes ``file`` once it is on disk whole; an exception leaves nothing."""
-    partial = file.with_name(f".{file.name}.partial")
+    partial = partial_of(file)
     try:
         with partial.open("wb") as stream:
             yield HashedFile(stream)
@@ -56,11 +61,18 @@ def replacing(file: Path) -> Iterator[HashedFile]:
         raise
 
 
-def record_of(file: Path) -> FileRecord:
-    """Read a file through and return what to know it by."""
+def record_of(
+    file: Path, seen: Callable[[memoryview, int], None] = lambda block, position: None
+) -> FileRecord:
+    """Read a file through and return what to know it by.
+
+    Args:
+        seen: called with each block of it, and where in the file it begins.
+    """
     with file.open("rb") as stream:
         digest, size = hashlib.sha256(), 0
         while block := stream.read(_BLOCK):
+            seen(memoryview(block), size)
             digest.update(block)
             size += len(block)
     return FileRecord(size, digest.hexdigest())
