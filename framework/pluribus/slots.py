@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntFlag
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import KVShape
+from pluribus.kernels.upload import upload
 from pluribus.sampling import Biases, History, Penalties, SamplingRows
 from pluribus.step import Admission, Row
 
@@ -149,15 +151,17 @@ class BiasTable:
 
     def put(self, slot: int, biases: Sequence[tuple[int, float, int]]) -> None:
         """Replace a slot's biases: each an id, a value, and the position where it ends."""
-        missing = max(0, len(biases) - self._ids.shape[1])
-        self._ids = pad(self._ids, (0, missing))
-        self._values = pad(self._values, (0, missing))
-        self._until = pad(self._until, (0, missing))
+        if (missing := len(biases) - self._ids.shape[1]) > 0:
+            self._ids = pad(self._ids, (0, missing))
+            self._values = pad(self._values, (0, missing))
+            self._until = pad(self._until, (0, missing))
         ids, values, until = zip(*biases, strict=True)
+        bits = np.array(values, np.float32).view(np.int32)
+        ids_, bits_, until_ = upload(self._ids.device, ids, bits, until)
         self._values[slot] = 0.0  # whatever id lies beyond the list, nothing is added to it
-        self._ids[slot, : len(ids)] = torch.tensor(ids)
-        self._values[slot, : len(ids)] = torch.tensor(values)
-        self._until[slot, : len(ids)] = torch.tensor(until)
+        self._ids[slot, : len(ids)] = ids_
+        self._values[slot, : len(ids)] = bits_.to(torch.int32).view(torch.float32)
+        self._until[slot, : len(ids)] = until_
 
     def rows(self, slots: Tensor) -> Biases:
         """Return the biases of each slot."""

@@ -67,13 +67,23 @@ def test_who_does_not_end_on_the_device_bounds_the_passes(params: dict[str, Any]
     assert [len(bound.tokens), len(free.tokens)] == [4, 8]
 
 
-@pytest.mark.parametrize("params", [{"logprobs": 0}, {"prompt_logprobs": 1}], ids=str)
-def test_who_is_told_logprobs_gets_a_token_a_step(params: dict[str, Any]) -> None:
+@pytest.mark.parametrize("length", [1, 3])
+def test_who_has_its_prompt_scored_gets_several_tokens_a_step_after_it(length: int) -> None:
+    executor = CountingExecutor()
+    executor.passes = 4
+    engine = core(executor)
+    engine.add(scored := ask(1, length=length, max_tokens=6, prompt_logprobs=1))
+    run(engine)
+    assert [step.passes for step in executor.steps] == [1, 4, 4]
+    assert len(scored.tokens) == 6
+
+
+def test_who_is_told_logprobs_gets_a_token_a_step() -> None:
     executor = CountingExecutor()
     executor.passes = 4
     engine = core(executor)
     engine.add(ask(1, length=3, max_tokens=6))
-    engine.add(told := ask(2, length=3, max_tokens=4, **params))
+    engine.add(told := ask(2, length=3, max_tokens=4, logprobs=0))
     run(engine)
     assert [step.passes for step in executor.steps] == [1, 1, 1, 1, 4]
     assert len(told.tokens) == 4

@@ -152,6 +152,20 @@ def test_special_rows_share_their_passes_with_all_others(monkeypatch: pytest.Mon
         assert_same(generation, alone(cpu_worker(), generation))
 
 
+def test_who_has_its_prompt_scored_decodes_like_anybody_else() -> None:
+    core = engine(worker := TinyWorker(4), lookahead=1)
+    generations = [
+        ask(0, PROMPT[:5], replace(GREEDY, prompt_logprobs=1)),
+        ask(1, PROMPT[:1], replace(SEEDED, prompt_logprobs=0)),
+        ask(2, PROMPT[:3], SEEDED),
+    ]
+    run(core, generations)
+    assert not worker._decoding._layers._replays
+    assert core.num_steps < 8
+    for generation in generations:
+        assert_same(generation, alone(cpu_worker(), generation))
+
+
 def test_the_mixture_ends_in_every_way(expected: list[Generation]) -> None:
     ends = dict(zip([*MIXTURE, *RANKED], expected, strict=True))
     reasons = {name: generation.finish_reason for name, generation in ends.items()}

@@ -207,3 +207,14 @@ def test_what_are_no_numbers_ends_in_some_token(options: Options, fill: float) -
     logits = torch.full((2, NUM_IDS), fill)
     tokens = run(logits, [options] * 2, *keys(2))
     assert all(0 <= token < NUM_IDS for token in tokens)
+
+
+@pytest.mark.parametrize(("seed", "winner"), [(15132593, 5), (10224741, 71)], ids=["id", "block"])
+@pytest.mark.parametrize("options", [Options(), Options(top_k=20)], ids=["free", "top-k"])
+def test_the_rarest_noise_is_no_reason_for_what_has_no_weight(
+    options: Options, seed: int, winner: int
+) -> None:
+    """These seeds draw numbers so small that 1 less one of them rounds to 1."""
+    logits = torch.full((1, 256), -30.0)
+    logits[0, winner] = 90.0
+    assert run(logits, [options], torch.tensor([seed]), torch.tensor([10])) == [winner]

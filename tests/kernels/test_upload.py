@@ -18,3 +18,4 @@ def test_columns_arrive_as_they_were() -> None:
         bits.tolist(),
     ]
     assert all(column.device.type == DEVICE.type for column in columns)
+    assert all(column.data_ptr() % 16 == 0 for column in columns)

@@ -33,6 +33,7 @@ class GraphPool:
         self._device = device
         self._is_cuda = device.type == "cuda"
         self.kernel_seconds = 0.0
+        self._is_trimmed = False
         if self._is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -59,6 +60,9 @@ class GraphPool:
         self.kernel_seconds += time.monotonic() - started
         current.wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
+        if self._is_trimmed:
+            # What the run has left on its stream can be given back now, and not while capturing.
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             # torch.cuda.graph() would collect garbage first, which takes longer than all this.
@@ -70,7 +74,11 @@ class GraphPool:
         return graph.replay
 
     def trim(self) -> None:
-        """Give back what running work before it was captured has left on the stream."""
+        """Give back what running work before it was captured has left on the stream.
+
+        From then on, others have the rest of the memory: it is given back before each capture.
+        """
+        self._is_trimmed = True
         if self._is_cuda:
             torch.cuda.empty_cache()
 

@@ -48,7 +48,8 @@ class CudaSlotState(SlotState):
         for admission in admissions:
             self.note(admission)
             params, needs = admission.params, self.needs[admission.slot]
-            self.is_special[admission.slot] = bool(needs & ADJUSTED) or params.wants_logprobs
+            tells = params.logprobs is not None
+            self.is_special[admission.slot] = tells or bool(needs & ADJUSTED)
         floats = np.array([_floats(each.params) for each in admissions], np.float32)
         ints = np.array([_ints(each) for each in admissions], np.int64)
         width = max(len(each.prompt) for each in admissions)

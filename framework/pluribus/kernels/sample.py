@@ -305,10 +305,10 @@ def _exponential(seed, position, draw, id_):
     bits = _shift(_mix(stream + id_.to(tl.int64) * GAMMA), 32)
     uniform = (bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     uniform = tl.minimum(uniform, 0.99999994)
-    # log1p(-u), exact where u is small: nothing is lost in 1 - u if that is corrected for.
+    # -log1p(-u), exact where u is small: what rounding 1 - u has lost is put back.
     rest = 1.0 - uniform
     lost = (1.0 - rest) - uniform
-    return -tl.log(rest) + lost / rest
+    return -tl.log(rest) - lost / rest
 
 
 @triton.jit
