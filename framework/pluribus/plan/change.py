@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pluribus.errors import ConfigError
 from pluribus.plan.devices import GPUS, Device, larger_devices
 from pluribus.plan.fit import Plan
+from pluribus.plan.outline import Outline
 
 Try = Callable[[Sequence[str]], Plan]
 """Returns the plan with some overrides on top."""
@@ -32,10 +33,25 @@ class Change:
 def changes_that_fit(plan: Plan, try_out: Try) -> Sequence[Change]:
     """Return the smallest change of each kind that makes a plan fit, what costs least first."""
     found: dict[str, Change] = {}
-    for change in _changes(plan):
+    savings = list(_savings(plan))
+    _keep_first(found, savings, try_out)
+    savings = [saving for saving in savings if not _is_needless(saving, found.values())]
+    for change in _more_room(plan):
+        if _is_told(change, found.values()):
+            continue
+        candidates = [change, *(_and(change, saving) for saving in savings)]
+        # What saves most says whether trying the others is of use. It may be either of the last
+        # two: of a host auto takes half, and the size that is set perhaps more.
+        if any(_fits(each, try_out) for each in candidates[-2:]):
+            _keep_first(found, candidates, try_out)
+    return list(found.values())
+
+
+def _keep_first(found: dict[str, Change], changes: Iterable[Change], try_out: Try) -> None:
+    """Keep of each kind that was not found yet the first change that fits."""
+    for change in changes:
         if not _is_told(change, found.values()) and _fits(change, try_out):
             found[change.kind] = change
-    return list(found.values())
 
 
 def _is_told(change: Change, found: Iterable[Change]) -> bool:
@@ -45,42 +61,64 @@ def _is_told(change: Change, found: Iterable[Change]) -> bool:
     )
 
 
+def _is_needless(saving: Change, found: Iterable[Change]) -> bool:
+    """Return whether the same settings, or fewer of them, are enough by themselves."""
+    return any(_keys(each) <= _keys(saving) for each in found)
+
+
+def _keys(change: Change) -> set[str]:
+    return {override.partition("=")[0] for override in change.overrides}
+
+
 def _fits(change: Change, try_out: Try) -> bool:
     with contextlib.suppress(ConfigError):  # cannot be split so
         return try_out(change.overrides).fits
     return False
 
 
-def _changes(plan: Plan) -> Iterator[Change]:
-    """Yield what can be tried, from what costs nothing to what has to be bought."""
+def _and(change: Change, saving: Change) -> Change:
+    return replace(change, overrides=change.overrides + saving.overrides)
+
+
+def _savings(plan: Plan) -> Iterator[Change]:
+    """Yield what costs nothing, then what costs precision; the last saves most."""
     settings = [Change("a setting", overrides) for overrides in _settings(plan)]
-    dtypes = [Change("numbers of half the size", each) for each in _narrower_dtypes(plan)]
     yield from settings
-    yield from dtypes
-    for first in dtypes:
-        yield from (replace(first, overrides=first.overrides + then.overrides) for then in settings)
+    for overrides in _narrower_dtypes(plan):
+        narrower = Change("numbers of half the size", overrides)
+        yield narrower
+        yield from (_and(narrower, setting) for setting in settings)
+
+
+def _more_room(plan: Plan) -> Iterator[Change]:
+    """Yield what finds room elsewhere, from what is there to what has to be bought."""
     for kind, overrides in (*_other_ranks(plan), *_more_devices(plan), *_other_devices(plan)):
         yield Change(kind, overrides)
-        yield from (Change(kind, overrides + each.overrides) for each in dtypes)
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, ...]]:
     """Yield as much memory for keys and values as there is, then ever smaller batches."""
-    outline = plan.outline
-    memory = ("cache.kv.memory=auto",) if outline.kv_cache.memory != "auto" else ()
+    memory = ("cache.kv.memory=auto",) if plan.outline.kv_cache.memory != "auto" else ()
     if memory:
         yield memory
+    for smaller in _smaller_batches(plan.outline):
+        yield smaller
+        if memory:
+            yield (*smaller, *memory)
+
+
+def _smaller_batches(outline: Outline) -> Iterator[tuple[str, ...]]:
     num_tokens = getattr(outline.batcher_config, "max_batch_tokens", None)
     size = outline.num_slots
     if num_tokens is None:
         while size > 1:
             size //= 2
-            yield (f"batcher.max_batch_size={size}", *memory)
+            yield (f"batcher.max_batch_size={size}",)
         return
     while num_tokens > LEAST_TOKENS:
         num_tokens = max(LEAST_TOKENS, num_tokens // 2)
         smaller = (f"batcher.max_batch_size={num_tokens}",) if size > num_tokens else ()
-        yield (*smaller, f"batcher.max_batch_tokens={num_tokens}", *memory)
+        yield (*smaller, f"batcher.max_batch_tokens={num_tokens}")
 
 
 def _narrower_dtypes(plan: Plan) -> Iterator[tuple[str, ...]]:
