@@ -8,6 +8,8 @@ from pluribus.plan.fit import Plan
 from pluribus.plan.planner import Planner
 from pluribus.plugins import discover
 
+MODELS = ("opt-125m", "opt-350m", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b", "opt-175b")
+
 
 def planner(*overrides: str) -> Planner:
     config, plugins = conf.load("plan", overrides), discover()

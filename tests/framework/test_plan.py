@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.plans import plan, planner
+from framework.plans import MODELS, plan, planner
 from pluribus import ConfigError
 from pluribus.plan.demand import COLLECTIVES, LINK
 from pluribus.plan.devices import GIB, GPUS, Device, Site
@@ -17,7 +17,6 @@ from pluribus.plan.fit import make_plan, shortage
 from pluribus.plan.outline import Outline
 from pluribus.plan.report import lengths
 
-MODELS = ("opt-125m", "opt-350m", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b", "opt-175b")
 H200S = ("model=opt-175b", "plan.device=h200-141g", "plan.count=4")
 
 

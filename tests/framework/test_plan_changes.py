@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from framework.plans import plan, planner
+from framework.plans import MODELS, plan, planner
+from pluribus.plan.change import Change, replaced_by
 
 
 def test_175b_does_not_fit_on_one_and_three_are_suggested() -> None:
@@ -74,4 +77,52 @@ def test_every_suggestion_typed_in_fits(overrides: tuple[str, ...]) -> None:
     changes = stuck.changes(stuck.plan())
     assert changes
     for change in changes:
-        assert plan(*overrides, *change.overrides).fits, change
+        assert plan(*typed_in(overrides, change)).fits, change
+
+
+SPLITS = [
+    ("parallel=single",),
+    ("parallel=tensor",),
+    ("parallel=tensor", "++parallel.size=3"),
+    ("parallel=pipeline", "parallel.size=3"),
+    ("parallel=hybrid", "parallel.tensor_size=1"),
+    ("parallel=hybrid", "parallel.tensor_size=3", "parallel.pipeline_size=2"),
+]
+DEVICES = ["t4-16g", "l4-24g", "h100-80g", "h200-141g", "cpu-2g", "cpu-64g"]
+SETTINGS = [
+    (),
+    ("dtype=float32",),
+    ("batcher=bucket", "cache/kv=contiguous"),
+    ("batcher.max_batch_tokens=65536",),
+    ("cache.kv.memory=1MiB", "dtype=float32", "batcher.max_batch_tokens=65536"),
+]
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=" ".join)
+@given(
+    st.sampled_from(MODELS),
+    st.sampled_from(DEVICES),
+    st.sampled_from(["null", "1", "2", "4"]),
+    st.sampled_from(SETTINGS),
+)
+@settings(deadline=None, max_examples=10)
+def test_whatever_is_suggested_fits_from_any_split(
+    split: tuple[str, ...], model: str, device: str, count: str, chosen: tuple[str, ...]
+) -> None:
+    count = "null" if device.startswith("cpu") else count
+    on = (f"plan.device={device}", f"plan.count={count}")
+    overrides = (f"model={model}", *on, *split, *chosen)
+    perhaps_stuck = planner(*overrides)
+    planned = perhaps_stuck.plan()
+    if planned.fits:
+        return
+    changes = perhaps_stuck.changes(planned)
+    assert changes
+    for change in changes:
+        assert plan(*typed_in(overrides, change)).fits, change
+
+
+def typed_in(overrides: tuple[str, ...], change: Change) -> list[str]:
+    """Return overrides with a change made as it says."""
+    replaced = replaced_by(change.overrides, overrides)
+    return [each for each in overrides if each not in replaced] + [*change.overrides]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from pluribus.config import SHARED
 from pluribus.errors import ConfigError
 from pluribus.plan.devices import GPUS, Device, larger_devices
 from pluribus.plan.fit import Plan
@@ -160,6 +161,22 @@ def _other_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
     for count, device in sorted(choices, key=memory):
         on = (f"plan.device={device.name}", f"plan.count={count}")
         yield "other devices", (*on, *split_overrides(count))
+
+
+def replaced_by(overrides: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+    """Return which of the given overrides are to go where others choose another split.
+
+    Settings of one kind of ``parallel`` are unknown to another; those of ``SHARED`` stay.
+    """
+    if not any(override.startswith("parallel=") for override in overrides):
+        return ()
+    return tuple(override for override in given if _is_of_split(override))
+
+
+def _is_of_split(override: str) -> bool:
+    section, _, name = override.lstrip("+~").partition("=")[0].partition(".")
+    shared = [field.name for field in fields(SHARED["parallel"])]
+    return section == "parallel" and name not in shared
 
 
 def split_overrides(size: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A plan for people, and the same for programs."""
+"""A plan for people; ``record`` is the same for programs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from textwrap import fill
-from typing import Any
 
-from pluribus.plan.change import Change, split_overrides
+from pluribus.plan.change import Change, replaced_by, split_overrides
 from pluribus.plan.fit import Plan, RankPlan
 from pluribus.units import format_bytes
 
@@ -24,6 +23,7 @@ class Report:
         changes: what would make it fit, the smallest first.
         others: of other numbers of ranks.
         spread: overrides that were taken for granted.
+        given: overrides that the configuration was composed of.
         disk: bytes that are read in a second.
     """
 
@@ -31,6 +31,7 @@ class Report:
     changes: Sequence[Change]
     others: Sequence[Plan]
     spread: Sequence[str]
+    given: Sequence[str]
     disk: int
 
     def as_text(self) -> str:
@@ -40,31 +41,10 @@ class Report:
         if plan.fits:
             parts += [_capacity(plan), _loading(plan, self.disk)]
         else:
-            parts.append(_advice(plan, self.changes))
+            parts.append(_advice(plan, self.changes, self.given))
         if self.others:
-            parts.append(_others(self.others))
+            parts.append(_others(self.others, self.given))
         return "\n\n".join(parts)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it for programs: bytes, seconds, tokens."""
-        plan, device = self.plan, self.plan.site.device
-        spec = plan.outline.blueprint.spec
-        return {
-            "fits": plan.fits,
-            "problem": plan.problem,
-            "model": {"name": spec.name, "parameters": spec.num_parameters},
-            "dtype": plan.outline.dtype_on(device.type),
-            "weights": spec.weights,
-            "device": {"name": device.name, "count": plan.site.count, "memory": device.memory},
-            "overrides": list(self.spread),
-            "ranks": [_rank_json(rank) for rank in plan.ranks],
-            "kv_tokens": plan.num_tokens,
-            "max_batch_size": plan.outline.num_slots,
-            "generations": {str(n): plan.num_generations(n) for n in lengths(plan)},
-            "load_seconds": round(plan.seconds_to_load(self.disk), 1),
-            "changes": [list(change.overrides) for change in self.changes],
-            "other_splits": [_other_json(other) for other in self.others],
-        }
 
 
 def lengths(plan: Plan) -> Sequence[int]:
@@ -166,19 +146,25 @@ def _loading(plan: Plan, disk: int) -> str:
     )
 
 
-def _advice(plan: Plan, changes: Sequence[Change]) -> str:
+def _advice(plan: Plan, changes: Sequence[Change], given: Sequence[str]) -> str:
     lines = [fill(f"{plan.problem}.", WIDTH)]
     if not changes:
         lines.append("No change of settings or devices that is known here makes it fit.")
         return "\n".join(lines)
     first, *rest = changes
-    lines += ["", f"The smallest change that fits, {first.kind}:", f"  {' '.join(first.overrides)}"]
+    lines += ["", f"The smallest change that fits, {first.kind}:", *_change_lines(first, given)]
     for change in rest:
-        lines += [f"or {change.kind}:", f"  {' '.join(change.overrides)}"]
+        lines += [f"or {change.kind}:", *_change_lines(change, given)]
     return "\n".join(lines)
 
 
-def _others(others: Sequence[Plan]) -> str:
+def _change_lines(change: Change, given: Sequence[str]) -> Iterator[str]:
+    yield f"  {' '.join(change.overrides)}"
+    if replaced := replaced_by(change.overrides, given):
+        yield f"  instead of {' '.join(replaced)}"
+
+
+def _others(others: Sequence[Plan], given: Sequence[str]) -> str:
     longest = others[0].outline.blueprint.spec.max_length
     header = ("Other splits", "weights", "in all", "", f"texts of {longest} at once")
     rows = [header]
@@ -189,32 +175,9 @@ def _others(others: Sequence[Plan]) -> str:
         count = str(plan.num_generations(longest)) if plan.fits else "-"
         name = " ".join(split_overrides(len(plan.ranks)))
         rows.append((name, weights, total, verdict, count))
-    return _table(rows)
-
-
-def _other_json(plan: Plan) -> dict[str, Any]:
-    longest = plan.outline.blueprint.spec.max_length
-    return {
-        "overrides": list(split_overrides(len(plan.ranks))),
-        "fits": plan.fits,
-        "bytes_per_rank": max(rank.total for rank in plan.ranks),
-        "generations_of_full_length": plan.num_generations(longest),
-    }
-
-
-def _rank_json(rank: RankPlan) -> dict[str, Any]:
-    needs = rank.demand
-    return {
-        "rank": needs.share.rank,
-        "layers": len(needs.share.layers),
-        "weights": needs.weights,
-        "kv_bytes_per_token": needs.kv_bytes_per_token,
-        "kv": rank.kv,
-        "work": needs.work_parts,
-        "runtime": {"context": needs.context, "collectives": needs.collectives},
-        "total": rank.total,
-        "memory": rank.memory,
-    }
+    replaced = replaced_by(split_overrides(len(others[0].ranks)), given)
+    note = f"\neach instead of {' '.join(replaced)}" if replaced else ""
+    return _table(rows) + note
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
