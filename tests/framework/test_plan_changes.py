@@ -103,14 +103,20 @@ SETTINGS = [
     st.sampled_from(MODELS),
     st.sampled_from(DEVICES),
     st.sampled_from(["null", "1", "2", "4"]),
+    st.sampled_from([1, 1, 2, 3, 20]),
     st.sampled_from(SETTINGS),
 )
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_whatever_is_suggested_fits_from_any_split(
-    split: tuple[str, ...], model: str, device: str, count: str, chosen: tuple[str, ...]
+    split: tuple[str, ...],
+    model: str,
+    device: str,
+    count: str,
+    num_replicas: int,
+    chosen: tuple[str, ...],
 ) -> None:
     count = "null" if device.startswith("cpu") else count
-    on = (f"plan.device={device}", f"plan.count={count}")
+    on = (f"plan.device={device}", f"plan.count={count}", f"parallel.replicas={num_replicas}")
     overrides = (f"model={model}", *on, *split, *chosen)
     perhaps_stuck = planner(*overrides)
     planned = perhaps_stuck.plan()

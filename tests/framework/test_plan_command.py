@@ -179,6 +179,19 @@ def test_serve_says_what_another_split_takes_the_place_of(monkeypatch: pytest.Mo
     assert "what fits: parallel=single instead of parallel=hybrid parallel.tensor_size=1 " in said
 
 
+def test_serve_refuses_more_replicas_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "cuda_devices", lambda: [CudaDevice("GPU", 80 * GIB)] * 2)
+    said = refusal("parallel.replicas=3")
+    assert "3 ranks of 3 replicas need a device each, and there are 2" in said
+    assert "what fits: parallel.replicas=2 " in said
+    monkeypatch.setattr(devices, "free_host_memory", lambda: 2 * GIB)
+    said = refusal("device=cpu", "parallel.replicas=9")
+    assert "are more than a rank's part of this machine's cpu has" in said
+    assert "what fits: " in said
+
+
 LOAD = """
 import logging
 from pluribus import Engine

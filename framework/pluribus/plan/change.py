@@ -17,6 +17,8 @@ Try = Callable[[Sequence[str]], Plan]
 
 MOST_DEVICES = 16
 """Of the kind that is there: more are no small change."""
+MOST_REPLICAS = 64
+"""That are suggested instead of even more."""
 USUAL_COUNTS = (1, 2, 4, 8)
 """Of other devices: machines have so many."""
 LEAST_TOKENS = 256
@@ -33,6 +35,15 @@ class Change:
 
 def changes_that_fit(plan: Plan, try_out: Try) -> Sequence[Change]:
     """Return the smallest change of each kind that makes a plan fit, what costs least first."""
+    found = _smallest_of_each_kind(plan, try_out)
+    if found or plan.outline.num_replicas == 1:
+        return found
+    alone = ("parallel.replicas=1",)
+    others = changes_that_fit(try_out(alone), lambda overrides: try_out((*alone, *overrides)))
+    return [replace(change, overrides=alone + change.overrides) for change in others]
+
+
+def _smallest_of_each_kind(plan: Plan, try_out: Try) -> Sequence[Change]:
     found: dict[str, Change] = {}
     savings = list(_savings(plan))
     _keep_first(found, savings, try_out)
@@ -93,7 +104,11 @@ def _savings(plan: Plan) -> Iterator[Change]:
 
 def _more_room(plan: Plan) -> Iterator[Change]:
     """Yield what finds room elsewhere, from what is there to what has to be bought."""
-    for kind, overrides in (*_other_ranks(plan), *_more_devices(plan), *_other_devices(plan)):
+    for overrides in _other_ranks(plan, plan.outline.num_replicas):
+        yield Change("another split", overrides)
+    for overrides in _fewer_replicas(plan):
+        yield Change("fewer replicas", overrides)
+    for kind, overrides in (*_more_devices(plan), *_other_devices(plan)):
         yield Change(kind, overrides)
 
 
@@ -127,27 +142,39 @@ def _narrower_dtypes(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield ("dtype=bfloat16",)
 
 
-def _other_ranks(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _other_ranks(plan: Plan, num_replicas: int) -> Iterator[tuple[str, ...]]:
     """Yield splits over the devices that there are; ranks of a host share its memory."""
     if plan.site.device.type == "cuda":
-        count = plan.site.count
-        for size in range(min(2, count), count + 1):
+        count = plan.site.count // num_replicas
+        for size in range(1 if count == 1 else 2, count + 1):
             if size != plan.outline.parallelism.world_size:
-                yield "another split", split_overrides(size)
+                yield split_overrides(size)
+
+
+def _fewer_replicas(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Yield ever fewer replicas on what there is, then the same with other splits."""
+    numbers = range(min(plan.outline.num_replicas - 1, MOST_REPLICAS), 0, -1)
+    for number in numbers:
+        yield (f"parallel.replicas={number}",)
+    for number in numbers:
+        for split in _other_ranks(plan, number):
+            yield (f"parallel.replicas={number}", *split)
 
 
 def _more_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
-    site = plan.site
+    site, num_replicas = plan.site, plan.outline.num_replicas
     if site.device.type == "cuda" and not site.is_here:
         for count in range(site.count + 1, MOST_DEVICES + 1):
-            yield "more devices", (f"plan.count={count}", *split_overrides(count))
+            if count % num_replicas == 0:
+                split = split_overrides(count // num_replicas)
+                yield "more devices", (f"plan.count={count}", *split)
 
 
 def _other_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield a larger device instead, then several, those with the least memory in all first."""
     site = plan.site
     alike = larger_devices(site.device)
-    num_ranks = plan.outline.parallelism.world_size
+    num_ranks, num_replicas = plan.outline.num_ranks, plan.outline.num_replicas
     for device in alike if site.count in (1, num_ranks) else ():
         yield "larger devices", (f"plan.device={device.name}",)
 
@@ -157,10 +184,10 @@ def _other_devices(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
     # A single one is a larger device, which has been tried; instead of a host it is another.
     counts = USUAL_COUNTS if site.device.type == "cpu" else USUAL_COUNTS[1:]
     others = [device for device in GPUS if device != site.device]
-    choices = [(count, device) for count in counts for device in others]
+    choices = [(count, device) for count in counts if count >= num_replicas for device in others]
     for count, device in sorted(choices, key=memory):
         on = (f"plan.device={device.name}", f"plan.count={count}")
-        yield "other devices", (*on, *split_overrides(count))
+        yield "other devices", (*on, *split_overrides(count // num_replicas))
 
 
 def replaced_by(overrides: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:

@@ -89,8 +89,9 @@ def _other_splits(planner: Planner, plan: Plan) -> Sequence[Plan]:
     site, num_heads = plan.site, plan.outline.blueprint.spec.num_heads
     if site.device.type == "cpu":
         return []
-    few = range(1, min(site.count, MOST_SPLITS) + 1)
-    sizes = {*few} if site.is_here else {*few, *USUAL_COUNTS, site.count}
+    per_replica = site.count // plan.outline.num_replicas
+    few = range(1, min(per_replica, MOST_SPLITS) + 1)
+    sizes = {*few} if site.is_here else {*few, *USUAL_COUNTS, max(1, per_replica)}
     sizes -= {plan.outline.parallelism.world_size}
     return [
         planner.plan((*_devices(plan, size), *split_overrides(size)))
@@ -101,4 +102,5 @@ def _other_splits(planner: Planner, plan: Plan) -> Sequence[Plan]:
 
 def _devices(plan: Plan, size: int) -> Sequence[str]:
     """Return the override that provides devices for so many ranks, if there are fewer."""
-    return (f"plan.count={size}",) if size > plan.site.count else ()
+    count = size * plan.outline.num_replicas
+    return (f"plan.count={count}",) if count > plan.site.count else ()

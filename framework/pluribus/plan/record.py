@@ -22,6 +22,11 @@ def record(report: Report) -> dict[str, Any]:
         "weights": spec.weights,
         "device": {"name": device.name, "count": plan.site.count, "memory": device.memory},
         "overrides": list(report.spread),
+        "replicas": {
+            "count": plan.outline.num_replicas,
+            "devices": plan.num_devices,
+            "bytes": plan.total,
+        },
         "ranks": [_rank(rank) for rank in plan.ranks],
         "kv_tokens": plan.num_tokens,
         "max_batch_size": plan.outline.num_slots,

@@ -59,8 +59,10 @@ def _headline(plan: Plan, spread: Sequence[str]) -> str:
     dtype = plan.outline.dtype_on(site.device.type)
     if spec.weights:
         dtype += f" with {spec.weights} weights"
-    num_ranks = len(plan.ranks)
+    num_ranks, num_replicas = len(plan.ranks), plan.outline.num_replicas
     ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
+    if num_replicas > 1:
+        ranks = f"{num_replicas} replicas of {ranks}"
     if spread:
         ranks += f" ({' '.join(spread)})"
     return f"{spec.name} in {dtype}, {ranks}, on {site}: {verdict}"
@@ -83,7 +85,16 @@ def _parts(plan: Plan) -> str:
         f"Rank {fullest.share.rank}'s work space is {_listed(fullest.work_parts)}; "
         f"its runtime {_listed(runtime)}."
     )
-    return fill(text, WIDTH)
+    return "\n".join([fill(text, WIDTH), *_replicas(plan)])
+
+
+def _replicas(plan: Plan) -> Iterator[str]:
+    """Say what all replicas take, where there are several."""
+    num_replicas = plan.outline.num_replicas
+    if num_replicas > 1:
+        is_host = plan.site.device.type == "cpu"
+        where = plan.site.one if is_host else f"{plan.num_devices} devices"
+        yield f"So much for one; all {num_replicas} need {format_bytes(plan.total)} on {where}."
 
 
 def _listed(parts: Mapping[str, int]) -> str:
@@ -122,10 +133,11 @@ def _capacity(plan: Plan) -> str:
             ("at once", *(f"{n}*" if n == num_slots else str(n) for n in counts.values())),
         ]
     )
+    where = " in a replica" if plan.outline.num_replicas > 1 else ""
     lines = [
         f"Keys and values: {format_bytes(per_token)} a token on a rank, room for "
-        f"{plan.num_tokens:,} tokens.",
-        "Texts, prompt and answer together, that run at once:",
+        f"{plan.num_tokens:,} tokens{where}.",
+        f"Texts, prompt and answer together, that run at once{where}:",
         "",
         table,
     ]
