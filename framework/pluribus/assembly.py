@@ -109,6 +109,7 @@ class Parts:
             batcher_config=self.batcher_config,
             kv_cache=self.kv_cache,
             dtype=self.dtype,
+            num_replicas=self.replicas.replicas,
         )
 
 
@@ -174,6 +175,7 @@ def outline(config: DictConfig, plugins: Plugins, blueprint: Blueprint) -> Outli
         batcher_config=batcher_config,
         kv_cache=_make(config, plugins, KV_CACHE),
         dtype=one_of(config, "dtype", DTYPES),
+        num_replicas=conf.replicas(config).replicas,
     )
     check_capabilities(config, chosen)
     return chosen

@@ -83,7 +83,7 @@ def serve(arguments: Sequence[str]) -> int:
         server_config = conf.section(config, "server", ServerConfig)
         parts = assembly.assemble(config, plugins)
         if parts.launcher.is_local:
-            check(config, plugins, parts.model.blueprint)
+            check(config, plugins, parts.model.blueprint, arguments)
 
         def service() -> int:
             # Only now what takes long to import: a wrong setting has been answered already.
@@ -122,7 +122,7 @@ def plan(arguments: Sequence[str]) -> int:
     def task(config: Any, plugins: Plugins) -> int:
         from pluribus.plan.command import run
 
-        return run(config, plugins)
+        return run(config, plugins, arguments)
 
     return _with_config("plan", task, arguments)
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from pluribus import assembly
+from pluribus import ConfigError, assembly
 from pluribus import config as conf
-from pluribus.plan.devices import GPUS
+from pluribus.plan import devices
+from pluribus.plan.command import check
+from pluribus.plan.cuda_driver import CudaDevice
+from pluribus.plan.devices import GIB, GPUS
 from pluribus.plan.planner import Planner
 from pluribus.plugins import discover
 
@@ -86,6 +89,23 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     ) in result.stdout
 
 
+HYBRID = ("parallel=hybrid", "parallel.tensor_size=1")
+
+
+def test_what_another_split_takes_the_place_of_is_told(tmp_path: Path) -> None:
+    stuck = ("model=opt-13b", "plan.device=h100-80g", "plan.count=1")
+    result = run(tmp_path, "plan", *stuck, *HYBRID)
+    assert (
+        "The smallest change that fits, another split:\n"
+        "  parallel=single\n"
+        "  instead of parallel=hybrid parallel.tensor_size=1\n"
+    ) in result.stdout
+    assert result.stdout.endswith("\neach instead of parallel=hybrid parallel.tensor_size=1\n")
+    [change, *_] = answer(tmp_path, *stuck, *HYBRID)["changes"]
+    assert change == {"overrides": ["parallel=single"], "instead_of": list(HYBRID)}
+    assert answer(tmp_path, *stuck, *change["overrides"])["fits"]
+
+
 def test_the_bundled_model_fits_here(tmp_path: Path) -> None:
     here = answer(tmp_path, "device=cpu")
     assert here["fits"]
@@ -101,7 +121,8 @@ def test_programs_get_the_same_plan(tmp_path: Path) -> None:
     assert planned["device"] == {"name": "h200-141g", "count": 4, "memory": 150_109_106_995}
     assert planned["overrides"] == ["parallel=tensor", "parallel.size=4"]
     assert [rank["rank"] for rank in planned["ranks"]] == [0, 1, 2, 3]
-    assert planned["changes"][0] == ["dtype=bfloat16"]
+    assert planned["changes"][0] == {"overrides": ["dtype=bfloat16"], "instead_of": []}
+    assert not any(each["instead_of"] for each in planned["other_splits"])
     assert [each["overrides"] for each in planned["other_splits"]] == [
         ["parallel=single"],
         ["parallel=tensor", "parallel.size=2"],
@@ -142,6 +163,33 @@ def test_serve_refuses_what_does_not_fit_before_it_loads(tmp_path: Path) -> None
         "1KiB on this machine's cpu, room for 0 tokens; one generation of full length takes 1024"
     )
     assert "what fits: cache.kv.memory=auto" in result.stderr
+
+
+def refusal(*overrides: str) -> str:
+    """Return why ``serve`` would refuse."""
+    config, plugins = conf.load("serve", overrides), discover()
+    with pytest.raises(ConfigError) as refused:
+        check(config, plugins, assembly.describe(config, plugins), overrides)
+    return str(refused.value)
+
+
+def test_serve_says_what_another_split_takes_the_place_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cuda_devices", lambda: [CudaDevice("GPU", 80 * GIB)])
+    said = refusal(*HYBRID, "server.port=0")
+    assert "what fits: parallel=single instead of parallel=hybrid parallel.tensor_size=1 " in said
+
+
+def test_serve_refuses_more_replicas_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "cuda_devices", lambda: [CudaDevice("GPU", 80 * GIB)] * 2)
+    said = refusal("parallel.replicas=3")
+    assert "3 ranks of 3 replicas need a device each, and there are 2" in said
+    assert "what fits: parallel.replicas=2 " in said
+    monkeypatch.setattr(devices, "free_host_memory", lambda: 2 * GIB)
+    said = refusal("device=cpu", "parallel.replicas=9")
+    assert "are more than a rank's part of this machine's cpu has" in said
+    assert "what fits: " in said
 
 
 LOAD = """

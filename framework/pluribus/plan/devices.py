@@ -57,9 +57,9 @@ class Site:
     def __str__(self) -> str:
         return self.one if self.count == 1 else f"{self.count} x {self.one}"
 
-    def num_sharing(self, world_size: int) -> int:
-        """Return how many ranks share a device's memory."""
-        return world_size if self.device.type == "cpu" else 1
+    def num_sharing(self, num_ranks: int) -> int:
+        """Return how many of all replicas' ranks share a device's memory."""
+        return num_ranks if self.device.type == "cpu" else 1
 
 
 def _gpu(name: str, gib: float) -> Device:

@@ -41,6 +41,7 @@ class Plan:
     """A configuration on devices.
 
     Attributes:
+        ranks: of one replica; the others' take as much.
         shape: of the first rank's KV store, None where the plan does not fit.
         problem: why it does not fit, None where it does.
     """
@@ -57,12 +58,22 @@ class Plan:
         return self.problem is None
 
     @property
+    def num_devices(self) -> int:
+        """Devices that all replicas take together."""
+        return 1 if self.site.device.type == "cpu" else self.outline.num_ranks
+
+    @property
+    def total(self) -> int:
+        """Bytes that all replicas take together."""
+        return self.outline.num_replicas * sum(rank.total for rank in self.ranks)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of keys and values that every rank has room for."""
         return self.outline.kv_cache.capacity(self.shape) if self.shape else 0
 
     def num_generations(self, length: int) -> int:
-        """Return how many generations of so many tokens run at once."""
+        """Return how many generations of so many tokens run at once in a replica."""
         if self.shape is None:
             return 0
         # Who counts in service counts here: no rule of a cache is told twice.
@@ -79,12 +90,14 @@ class Plan:
     def seconds_to_load(self, disk: int) -> float:
         """Return how long loading takes, about, from a disk that reads so many bytes a second.
 
-        Ranks read together and then copy together; a host's copies share its memory.
+        Ranks read together and then copy together; a host's copies share its memory. What one
+        replica has read is in the host's memory for the others.
         """
         blueprint, device = self.outline.blueprint, self.site.device
         stored = sum(blueprint.stored_bytes(rank.demand.share) for rank in self.ranks)
         weights = [rank.demand.weights for rank in self.ranks]
-        copied = sum(weights) if device.type == "cpu" else max(weights)
+        on_host = self.outline.num_replicas * sum(weights)
+        copied = on_host if device.type == "cpu" else max(weights)
         return stored / disk + copied / device.copy_speed
 
 
@@ -98,9 +111,9 @@ def make_plan(outline: Outline, site: Site) -> Plan:
     outline.parallelism.check(spec)
     world_size = outline.parallelism.world_size
     demands = [demand(outline, rank, site.device.type) for rank in range(world_size)]
-    memory = site.device.memory // site.num_sharing(world_size)
+    memory = site.device.memory // site.num_sharing(outline.num_ranks)
     rooms = [_room(outline, site, each, memory) for each in demands]
-    problem = _problem(site, demands, rooms, memory)
+    problem = _problem(outline, site, demands, rooms, memory)
     num_tokens = min(room.num_tokens for room in rooms)
     shapes = [kv_shape(outline, each, num_tokens) for each in demands]
     ranks = [
@@ -182,11 +195,14 @@ def _room(outline: Outline, site: Site, needs: Demand, memory: int) -> Room:
     return find_room(outline, needs, device_type=device.type, where=site.one, free=free)
 
 
-def _problem(site: Site, demands: list[Demand], rooms: list[Room], memory: int) -> str | None:
-    num_ranks = len(demands)
+def _problem(
+    outline: Outline, site: Site, demands: list[Demand], rooms: list[Room], memory: int
+) -> str | None:
+    num_ranks = outline.num_ranks
     if site.device.type == "cuda" and num_ranks > site.count:
         there = "is one" if site.count == 1 else f"are {site.count}"
-        return f"{num_ranks} ranks need a device each, and there {there}"
+        of = f" of {outline.num_replicas} replicas" if outline.num_replicas > 1 else ""
+        return f"{num_ranks} ranks{of} need a device each, and there {there}"
     largest = max(demands, key=lambda each: each.weights + each.work + each.runtime)
     if largest.weights + largest.work + largest.runtime > memory:
         of = f"a rank's part of {site.one}" if site.num_sharing(num_ranks) > 1 else site.one

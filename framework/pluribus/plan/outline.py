@@ -10,7 +10,10 @@ from pluribus.interfaces import Batcher, Blueprint, KVCache, Parallelism
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """The parts that decide how much memory a rank takes; ``dtype`` may be ``auto``."""
+    """The parts that decide how much memory a rank takes; ``dtype`` may be ``auto``.
+
+    ``num_replicas`` engines share the devices, each with all ranks.
+    """
 
     blueprint: Blueprint
     parallelism: Parallelism
@@ -18,6 +21,12 @@ class Outline:
     batcher_config: Any
     kv_cache: KVCache
     dtype: str
+    num_replicas: int
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of all replicas together."""
+        return self.parallelism.world_size * self.num_replicas
 
     @property
     def num_slots(self) -> int:

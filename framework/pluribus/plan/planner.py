@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,7 +28,7 @@ class PlanConfig:
 
     Attributes:
         device: the name of a device; None for what is here.
-        count: of them; None for as many as there are ranks, or as are here.
+        count: of them; None for as many as all replicas have ranks, or as are here.
         disk: bytes that are read in a second, such as ``2GB``.
     """
 
@@ -69,8 +69,7 @@ class Planner:
         self._blueprint = blueprint
         self._here: Site | None = None
         self.spread = _spread(config, blueprint.spec.num_heads)
-        kept = OmegaConf.masked_copy(config, [key for key in SECTIONS if key in config])
-        self._config = _with(kept, self.spread)
+        self._config = OmegaConf.masked_copy(config, [key for key in SECTIONS if key in config])
 
     def plan(self, overrides: Sequence[str] = ()) -> Plan:
         """Return the plan with some overrides on top.
@@ -79,6 +78,8 @@ class Planner:
             ConfigError: a setting is wrong, or two parts do not fit together.
         """
         config = _with(self._config, overrides)
+        if not any(override.startswith("parallel=") for override in overrides):
+            config = _with(config, _spread(config, self._blueprint.spec.num_heads))
         outline = assembly.outline(config, self._plugins, self._blueprint)
         return make_plan(outline, self._site(config, outline))
 
@@ -99,7 +100,7 @@ class Planner:
                 f"device={device} contradicts plan.device={named.name}: leave device at auto"
             )
         is_host = named.type == "cpu"
-        count = settings.count or (1 if is_host else outline.parallelism.world_size)
+        count = settings.count or (1 if is_host else outline.num_ranks)
         return named_site(named.name, count)
 
 
@@ -110,9 +111,10 @@ def _settings(config: DictConfig) -> PlanConfig:
 
 def _spread(config: DictConfig, num_heads: int) -> tuple[str, ...]:
     """Return the overrides that use several devices, all if heads are enough, unless others do."""
-    count = min(_settings(config).count or 1, num_heads)
+    per_replica = (_settings(config).count or 1) // conf.replicas(config).replicas
+    size = min(per_replica, num_heads)
     is_split = conf.choice(config, PARALLELISM.section) != "single"
-    return () if count == 1 or is_split else split_overrides(count)
+    return () if size <= 1 or is_split else split_overrides(size)
 
 
 def _with(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -122,7 +124,7 @@ def _with(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "parallel":
-            changed.parallel = {"name": value}
+            changed.parallel = {"name": value, **asdict(conf.replicas(changed))}
         else:
             OmegaConf.update(changed, key, int(value) if value.isdecimal() else value)
     return changed

@@ -1,4 +1,4 @@
-"""A plan for people, and the same for programs."""
+"""A plan for people; ``record`` is the same for programs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from textwrap import fill
-from typing import Any
 
-from pluribus.plan.change import Change, split_overrides
+from pluribus.plan.change import Change, replaced_by, split_overrides
 from pluribus.plan.fit import Plan, RankPlan
 from pluribus.units import format_bytes
 
@@ -24,6 +23,7 @@ class Report:
         changes: what would make it fit, the smallest first.
         others: of other numbers of ranks.
         spread: overrides that were taken for granted.
+        given: overrides that the configuration was composed of.
         disk: bytes that are read in a second.
     """
 
@@ -31,6 +31,7 @@ class Report:
     changes: Sequence[Change]
     others: Sequence[Plan]
     spread: Sequence[str]
+    given: Sequence[str]
     disk: int
 
     def as_text(self) -> str:
@@ -40,31 +41,10 @@ class Report:
         if plan.fits:
             parts += [_capacity(plan), _loading(plan, self.disk)]
         else:
-            parts.append(_advice(plan, self.changes))
+            parts.append(_advice(plan, self.changes, self.given))
         if self.others:
-            parts.append(_others(self.others))
+            parts.append(_others(self.others, self.given))
         return "\n\n".join(parts)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it for programs: bytes, seconds, tokens."""
-        plan, device = self.plan, self.plan.site.device
-        spec = plan.outline.blueprint.spec
-        return {
-            "fits": plan.fits,
-            "problem": plan.problem,
-            "model": {"name": spec.name, "parameters": spec.num_parameters},
-            "dtype": plan.outline.dtype_on(device.type),
-            "weights": spec.weights,
-            "device": {"name": device.name, "count": plan.site.count, "memory": device.memory},
-            "overrides": list(self.spread),
-            "ranks": [_rank_json(rank) for rank in plan.ranks],
-            "kv_tokens": plan.num_tokens,
-            "max_batch_size": plan.outline.num_slots,
-            "generations": {str(n): plan.num_generations(n) for n in lengths(plan)},
-            "load_seconds": round(plan.seconds_to_load(self.disk), 1),
-            "changes": [list(change.overrides) for change in self.changes],
-            "other_splits": [_other_json(other) for other in self.others],
-        }
 
 
 def lengths(plan: Plan) -> Sequence[int]:
@@ -79,8 +59,10 @@ def _headline(plan: Plan, spread: Sequence[str]) -> str:
     dtype = plan.outline.dtype_on(site.device.type)
     if spec.weights:
         dtype += f" with {spec.weights} weights"
-    num_ranks = len(plan.ranks)
+    num_ranks, num_replicas = len(plan.ranks), plan.outline.num_replicas
     ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
+    if num_replicas > 1:
+        ranks = f"{num_replicas} replicas of {ranks}"
     if spread:
         ranks += f" ({' '.join(spread)})"
     return f"{spec.name} in {dtype}, {ranks}, on {site}: {verdict}"
@@ -103,7 +85,16 @@ def _parts(plan: Plan) -> str:
         f"Rank {fullest.share.rank}'s work space is {_listed(fullest.work_parts)}; "
         f"its runtime {_listed(runtime)}."
     )
-    return fill(text, WIDTH)
+    return "\n".join([fill(text, WIDTH), *_replicas(plan)])
+
+
+def _replicas(plan: Plan) -> Iterator[str]:
+    """Say what all replicas take, where there are several."""
+    num_replicas = plan.outline.num_replicas
+    if num_replicas > 1:
+        is_host = plan.site.device.type == "cpu"
+        where = plan.site.one if is_host else f"{plan.num_devices} devices"
+        yield f"So much for one; all {num_replicas} need {format_bytes(plan.total)} on {where}."
 
 
 def _listed(parts: Mapping[str, int]) -> str:
@@ -142,10 +133,11 @@ def _capacity(plan: Plan) -> str:
             ("at once", *(f"{n}*" if n == num_slots else str(n) for n in counts.values())),
         ]
     )
+    where = " in a replica" if plan.outline.num_replicas > 1 else ""
     lines = [
         f"Keys and values: {format_bytes(per_token)} a token on a rank, room for "
-        f"{plan.num_tokens:,} tokens.",
-        "Texts, prompt and answer together, that run at once:",
+        f"{plan.num_tokens:,} tokens{where}.",
+        f"Texts, prompt and answer together, that run at once{where}:",
         "",
         table,
     ]
@@ -166,19 +158,25 @@ def _loading(plan: Plan, disk: int) -> str:
     )
 
 
-def _advice(plan: Plan, changes: Sequence[Change]) -> str:
+def _advice(plan: Plan, changes: Sequence[Change], given: Sequence[str]) -> str:
     lines = [fill(f"{plan.problem}.", WIDTH)]
     if not changes:
         lines.append("No change of settings or devices that is known here makes it fit.")
         return "\n".join(lines)
     first, *rest = changes
-    lines += ["", f"The smallest change that fits, {first.kind}:", f"  {' '.join(first.overrides)}"]
+    lines += ["", f"The smallest change that fits, {first.kind}:", *_change_lines(first, given)]
     for change in rest:
-        lines += [f"or {change.kind}:", f"  {' '.join(change.overrides)}"]
+        lines += [f"or {change.kind}:", *_change_lines(change, given)]
     return "\n".join(lines)
 
 
-def _others(others: Sequence[Plan]) -> str:
+def _change_lines(change: Change, given: Sequence[str]) -> Iterator[str]:
+    yield f"  {' '.join(change.overrides)}"
+    if replaced := replaced_by(change.overrides, given):
+        yield f"  instead of {' '.join(replaced)}"
+
+
+def _others(others: Sequence[Plan], given: Sequence[str]) -> str:
     longest = others[0].outline.blueprint.spec.max_length
     header = ("Other splits", "weights", "in all", "", f"texts of {longest} at once")
     rows = [header]
@@ -189,32 +187,9 @@ def _others(others: Sequence[Plan]) -> str:
         count = str(plan.num_generations(longest)) if plan.fits else "-"
         name = " ".join(split_overrides(len(plan.ranks)))
         rows.append((name, weights, total, verdict, count))
-    return _table(rows)
-
-
-def _other_json(plan: Plan) -> dict[str, Any]:
-    longest = plan.outline.blueprint.spec.max_length
-    return {
-        "overrides": list(split_overrides(len(plan.ranks))),
-        "fits": plan.fits,
-        "bytes_per_rank": max(rank.total for rank in plan.ranks),
-        "generations_of_full_length": plan.num_generations(longest),
-    }
-
-
-def _rank_json(rank: RankPlan) -> dict[str, Any]:
-    needs = rank.demand
-    return {
-        "rank": needs.share.rank,
-        "layers": len(needs.share.layers),
-        "weights": needs.weights,
-        "kv_bytes_per_token": needs.kv_bytes_per_token,
-        "kv": rank.kv,
-        "work": needs.work_parts,
-        "runtime": {"context": needs.context, "collectives": needs.collectives},
-        "total": rank.total,
-        "memory": rank.memory,
-    }
+    replaced = replaced_by(split_overrides(len(others[0].ranks)), given)
+    note = f"\neach instead of {' '.join(replaced)}" if replaced else ""
+    return _table(rows) + note
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
