@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pluribus.plugins import Plugins, discover
 from pluribus.terminal import (
     INTERRUPTED,
     end_on_interrupt,
+    end_on_terminate,
     end_with_reader,
     open_standard_streams,
 )
@@ -97,7 +97,7 @@ def serve(arguments: Sequence[str]) -> int:
         return parts.launcher.run(service)
 
     # Until the server listens to signals itself, there is nothing to finish.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_on_terminate()
     with SpareProcess() as spare:
         return _with_config("serve", task, arguments)
 

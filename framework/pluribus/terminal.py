@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn, TextIO
 
 INTERRUPTED = 130
@@ -29,14 +30,22 @@ def end_on_interrupt() -> None:
     finishes what runs instead.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _end)
+        signal.signal(signal.SIGINT, partial(_end, INTERRUPTED))
 
 
-def _end(*_: object) -> NoReturn:
+def end_on_terminate() -> None:
+    """Let SIGTERM end this process at once, in good order: there is nothing to finish yet.
+
+    An exit that is raised would be taken for the fault of whichever plugin is running.
+    """
+    signal.signal(signal.SIGTERM, partial(_end, 0))
+
+
+def _end(code: int, *_: object) -> NoReturn:
     for group in list(companions):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def open_standard_streams() -> None:

@@ -42,7 +42,7 @@ FIND_ONLY = hypothesis.settings(
     deadline=None,
     database=None,
     derandomize=True,
-    max_examples=300,
+    max_examples=3000,  # which ones depends on what else has been imported
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
