@@ -152,11 +152,6 @@ class SamplingParams:
         return not (self.has_penalties or self.logit_bias or self.min_tokens)
 
     @property
-    def wants_logprobs(self) -> bool:
-        """Whether any token's probability is to be told."""
-        return self.logprobs is not None or self.prompt_logprobs is not None
-
-    @property
     def has_penalties(self) -> bool:
         """Whether the logits depend on which tokens have come before."""
         return (
@@ -222,6 +217,17 @@ class Generation:
     def max_length(self) -> int:
         """Tokens of prompt and answer at most: what to reserve."""
         return len(self.prompt) + self.params.max_tokens
+
+    @property
+    def takes_one_pass(self) -> bool:
+        """Whether its next step cannot have several passes: of those, tokens alone are told."""
+        is_scored = self.params.prompt_logprobs is not None
+        tells = self.params.logprobs is not None
+        return (
+            self.num_unscheduled > 1
+            or tells
+            or (is_scored and self.num_scheduled < len(self.prompt))
+        )
 
     @property
     def num_unscheduled(self) -> int:

@@ -10,10 +10,9 @@ from torch import Tensor
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import SIZES
-from pluribus.interfaces import TokenLayout
 from pluribus.kernels.passes import Rows, begin_pass, end_pass
 from pluribus.kernels.upload import upload
-from pluribus.logits_plan import LogitsPlan, Outcome, Task
+from pluribus.logits_plan import Outcome
 from pluribus.step import Row, StepResult
 
 MAX_PASSES = 8
@@ -41,7 +40,6 @@ class Decoding:
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
         self._hidden: Tensor | None = None
-        self._last = torch.arange(self._padding, device=rank.device)
         self.max_passes = 1
 
     def runs(self) -> list[Callable[[], None]]:
@@ -58,7 +56,7 @@ class Decoding:
         slots = tuple([row.slot for row in rows])
         size = bucket(self._sizes, len(slots))
         assert size is not None, f"{len(slots)} rows where there are {self._padding} slots"
-        is_special = any(self._rank.state.is_special[slot] for slot in slots)
+        is_special = self._rank.is_special(rows)
         if is_special and size not in self._layers:
             self._capture(self._layers, size)
         self._ask(slots, size)
@@ -87,15 +85,12 @@ class Decoding:
 
         Returns what came of the only pass, if it tells more than tokens.
         """
-        mine, texts = self._rows.first(len(rows)), self._rank.state.texts
-        layout = TokenLayout(mine.slots, mine.positions, self._last[: len(rows)])
+        columns = self._rows.first(len(rows))
         for at in range(passes):
             self._layers.replay(size)
             assert self._hidden is not None, "layers leave what they return"
             now = [row._replace(start=row.start + at) for row in rows]
-            task = Task(LogitsPlan.of(now, self._rank.state), layout, mine.positions)
-            outcome = self._rank.head.finish(task, self._hidden[: len(rows)])
-            end_pass(texts, mine, outcome.tokens)
+            outcome = self._rank.choose(now, columns, self._hidden[: len(rows)])
         assert passes == 1 or outcome.logprobs is None, "of several passes, tokens alone are read"
         return None if outcome.logprobs is None else outcome
 

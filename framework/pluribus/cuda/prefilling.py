@@ -14,10 +14,8 @@ from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.packing import Column, PackedRows
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import AT_START, ROWS, TOKENS
-from pluribus.interfaces import TokenLayout
 from pluribus.interfaces.device_store import Tiles
 from pluribus.kernels.passes import Rows, end_pass
-from pluribus.logits_plan import LogitsPlan, Task
 from pluribus.step import Row, StepResult
 
 Columns = TypeVar("Columns", Tensor, Column)
@@ -36,7 +34,6 @@ class Prefilling:
         largest = self._layout(TOKENS[-1]).size
         self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
         self._ends: Tensor | None = None
-        self._last = torch.arange(self._padding, device=rank.device)
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
         self._heads: Graphs[int] = Graphs(self._run_head, rank.pool)
 
@@ -69,8 +66,11 @@ class Prefilling:
         self._layers.replay(num_tokens)
         if not sampling:
             return lambda: StepResult(())
-        if any(self._rank.state.is_special[rows[index].slot] for index in sampling):
-            return self._launch_head([rows[index] for index in sampling])
+        samplers = [rows[index] for index in sampling]
+        if self._rank.is_special(samplers):
+            assert self._ends is not None, "layers leave what they return"
+            columns, ends = self._rows.first(len(samplers)), self._ends[: len(samplers)]
+            return self._rank.arrivals.bring(self._rank.choose(samplers, columns, ends))
         size = bucket(self._row_sizes, len(sampling))
         assert size is not None
         self._heads.replay(size)
@@ -83,16 +83,6 @@ class Prefilling:
             return StepResult(answers[:, None].tolist())
 
         return read
-
-    def _launch_head(self, rows: Sequence[Row]) -> Callable[[], StepResult]:
-        """Choose the tokens of rows that sample where that takes more than the sampling kernel."""
-        assert self._ends is not None, "there is nothing to sample from before the layers have run"
-        mine = self._rows.first(len(rows))
-        layout = TokenLayout(mine.slots, mine.positions, self._last[: len(rows)])
-        task = Task(LogitsPlan.of(rows, self._rank.state), layout, mine.positions)
-        outcome = self._rank.head.finish(task, self._ends[: len(rows)])
-        end_pass(self._rank.state.texts, mine, outcome.tokens)
-        return self._rank.arrivals.bring(outcome)
 
     def _layout(self, num_tokens: int) -> Layout:
         return Layout.make(num_tokens, self._row_sizes, self._rank.store.tile_size)

@@ -190,12 +190,9 @@ class EngineCore:
         if most == 1 or any(count > 1 for count in batch.num_tokens.values()):
             return 1
         for generation in batch.num_tokens:
-            params, is_scored = generation.params, generation.params.prompt_logprobs is not None
-            if generation.num_unscheduled > 1 or params.logprobs is not None:
+            if generation.takes_one_pass:
                 return 1
-            if is_scored and generation.num_scheduled < len(generation.prompt):
-                return 1
-            if not params.is_plain:
+            if not generation.params.is_plain:
                 most = min(most, generation.max_length - 1 - generation.num_scheduled)
         return check_repeats(self.batcher, self.batcher.repeat(batch, most), most)
 

@@ -174,7 +174,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def _passes(self, batch: Batch, most: int) -> int:
         """Return how often the batch runs, which is asked where it may be more than once."""
         for member, num_tokens in batch.num_tokens.items():
-            if num_tokens > 1 or member.num_unscheduled > 1 or member.params.wants_logprobs:
+            if num_tokens > 1 or member.takes_one_pass:
                 return 1
         passes = self.batcher.repeat(batch, most) if most > 1 else 1
         assert 1 <= passes <= most, f"repeated {passes} times where 1 to {most} are possible"
