@@ -10,7 +10,15 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus.interfaces.device_store import Tiles
-from pluribus_caches.kernels.attention import TILE, Splits, Texts, decode, prefill, write
+from pluribus_caches.kernels.attention import (
+    TILE,
+    Splits,
+    Texts,
+    decode,
+    decode_alone,
+    prefill,
+    write,
+)
 
 NUM_SLOTS = 5
 BLOCK_SIZE = 4
@@ -141,15 +149,17 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
 ) -> None:
     """Rows that begin a text, go on with one, or are longer than a tile; tiles that are empty."""
     setting = Setting(num_heads, head_dim, dtype)
-    rows = [(2, 0, 3), (0, 61, 5), (4, 10, TILE + 2), (1, 0, 1)]
+    rows = [(2, 0, 3), (0, 61, 5), (4, 10, TILE + 2), (1, 0, 2)]
     slots = [slot for slot, _, length in rows for _ in range(length)]
     positions = [start + at for _, start, length in rows for at in range(length)]
     ends = torch.tensor([length for _, _, length in rows]).cumsum(0).tolist()
     starts = [0, ends[0], ends[1], ends[1] + TILE, ends[2], 0, 2]
-    tiles = Tiles(numbers(*starts), numbers(*ends[:2], ends[2], ends[2], ends[3], 0, 2))
+    starts, ends = numbers(*starts), numbers(*ends[:2], ends[2], ends[2], ends[3], 0, 2)
     query = setting.qkv(len(slots))[0]
     pool = setting.pool.clone()
-    attended = prefill(query, pool, setting.texts, numbers(*slots), numbers(*positions), tiles)
+    attended = torch.full_like(query, float("nan"))
+    where = (setting.texts, numbers(*slots), numbers(*positions))
+    prefill(query, pool, *where, Tiles(starts, ends, numbers()), attended)
     expected = torch.stack(
         [
             setting.attended(query[index], slot, position + 1, pool)
@@ -159,6 +169,31 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(attended, expected, rtol=tolerance, atol=tolerance)
     assert pool.equal(setting.pool)
+
+
+@torch_types
+@pytest.mark.parametrize(("num_heads", "head_dim"), SIZES)
+def test_tokens_alone_in_their_rows_are_decoded_beside_others(
+    num_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """What is no row of its own is left as it is."""
+    setting = Setting(num_heads, head_dim, dtype)
+    slots, positions = (2, 2, 0, 3, 3, 4, 1), (0, 1, 61, 90, 91, 75, 0)
+    alone = [2, 5, 6]
+    query, key, value = setting.qkv(len(slots))
+    pool, expected_pool = setting.pool.clone(), setting.pool.clone()
+    attended = torch.full_like(query, 7.0)
+    where = (numbers(*slots), numbers(*positions))
+    chosen = numbers(*alone, -1, -1)
+    decode_alone((query, key, value), pool, setting.texts, *where, chosen, attended)
+    qkv = (query[alone], key[alone], value[alone])
+    here = (where[0][alone], where[1][alone])
+    splits = Splits.make(len(alone), num_heads, head_dim, 1, DEVICE)
+    expected = decode(qkv, expected_pool, setting.texts, *here, splits)
+    assert attended[alone].equal(expected)
+    attended[alone] = 7.0
+    assert attended.eq(7.0).all()
+    assert pool.equal(expected_pool)
 
 
 def test_scores_of_any_size_leave_numbers() -> None:

@@ -112,12 +112,14 @@ def test_decoding_by_numbers_is_a_step_of_one_token_a_row() -> None:
 
 def test_prefilling_by_numbers_is_a_step() -> None:
     one, other = both()
-    layout = one.begin([Row(2, 7, 3, samples=True), Row(0, 5, 2, samples=False)])
-    assert layout.slots.tolist() == [2, 2, 2, 0, 0]
-    assert layout.positions.tolist() == [7, 8, 9, 5, 6]
-    assert layout.last.tolist() == [2, 4]
-    other.begin_prefill(layout.slots, layout.positions, Tiles(numbers(0, 3, 0), numbers(3, 5, 0)))
-    assert_same(one, other, 5)
+    rows = [(2, 7, 3), (1, 6, 1), (0, 5, 2)]
+    layout = one.begin([Row(*row, samples=True) for row in rows])
+    assert layout.slots.tolist() == [2, 2, 2, 1, 0, 0]
+    assert layout.positions.tolist() == [7, 8, 9, 6, 5, 6]
+    assert layout.last.tolist() == [2, 3, 5]
+    tiles = Tiles(numbers(0, 4, 0), numbers(3, 6, 0), numbers(3, -1))
+    other.begin_prefill(layout.slots, layout.positions, tiles)
+    assert_same(one, other, 6)
 
 
 def test_what_pads_writes_where_nobody_reads() -> None:
@@ -175,10 +177,13 @@ def test_tiles_cover_every_token_and_reach_over_no_rows_end(
     tokens = [(row.slot, row.start + at) for row in rows for at in range(row.num_tokens)]
     assert list(zip(packed.slots, packed.positions, strict=True)) == tokens
     assert packed.last.tolist() == (np.cumsum([row.num_tokens for row in rows]) - 1).tolist()
-    covered: list[int] = []
+    covered = [int(index) for index in packed.alone]
+    assert all(rows[list(packed.last).index(index)].num_tokens == 1 for index in covered)
     for start, end in zip(packed.tile_starts, packed.tile_ends, strict=True):
         inside = range(start, min(start + tile_size, end))
         assert end - 1 in packed.last
         assert len({int(packed.slots[index]) for index in inside}) == 1
         covered += inside
-    assert covered == list(range(len(tokens)))
+    assert sorted(covered) == list(range(len(tokens)))
+    for first in (packed.tile_starts, packed.alone):
+        assert sorted(packed.positions[first], reverse=True) == packed.positions[first].tolist()

@@ -13,7 +13,7 @@ from pluribus import SamplingParams
 from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import GraphPool, Graphs, bucket
 from pluribus.cuda.packing import PackedRows
-from pluribus.cuda.prefilling import Layout
+from pluribus.cuda.prefilling import Layout, Work
 from pluribus.cuda.sizes import TOKENS
 from pluribus.step import Row
 
@@ -58,15 +58,18 @@ def test_whatever_is_prefilled_has_room_in_what_it_is_padded_to(
 ) -> None:
     num_tokens = bucket(TOKENS, sum(lengths))
     assert num_tokens is not None
-    layout = Layout.make(num_tokens, row_sizes, tile_size)
     rows = [Row(slot, 0, length, samples=True) for slot, length in enumerate(lengths)]
     packed = PackedRows.make(rows, tile_size)
+    work = Work(num_tokens, is_mixed=bool(len(packed.alone)))
+    layout = Layout.make(work, row_sizes, tile_size)
+    assert len(packed.alone) <= layout.num_alone
     assert len(packed.tile_starts) <= layout.num_tiles
     assert (bucket(row_sizes, len(rows)) or 0) <= layout.num_rows
     columns = layout.split(layout.empty(7))
     assert [len(column) for column in columns] == list(layout.lengths)
     assert sum(layout.lengths) == layout.size
-    assert {*columns[0], *columns[5]} == {7}
+    assert {*columns[0], *columns[6]} == {7}
+    assert {*columns[4]} <= {-1}
 
 
 @pytest.mark.gpu
@@ -86,7 +89,12 @@ def test_captured_work_is_replayed_as_often_as_asked() -> None:
 
 
 def test_what_is_not_captured_is_not_among_them() -> None:
-    graphs: Graphs[int] = Graphs(lambda key: None, GraphPool(DEVICE))
+    total = torch.zeros(1, device=DEVICE)  # a graph of nothing is warned of
+
+    def fill(key: int) -> None:
+        total.fill_(key)
+
+    graphs = Graphs(fill, GraphPool(DEVICE))
     graphs.capture(2)
     assert 2 in graphs
     assert 3 not in graphs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ class Decoding:
         self._rows = Rows.make(self._padding, MAX_PASSES, rank.device)
         self._rows.asked.fill_(self._padding)
         self._asked: tuple[int, ...] = ()
+        self._wanted: tuple[tuple[int, ...], bool] = ((), False)
+        self._places: Sequence[int] = ()
         self._sizes = sizes_up_to(self._padding, SIZES)
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
@@ -53,13 +56,12 @@ class Decoding:
 
     def run(self, rows: Sequence[Row], passes: int) -> Callable[[], StepResult]:
         """Run passes of these rows; return a function that waits for what came of them."""
-        slots = tuple([row.slot for row in rows])
-        size = bucket(self._sizes, len(slots))
-        assert size is not None, f"{len(slots)} rows where there are {self._padding} slots"
+        size = bucket(self._sizes, len(rows))
+        assert size is not None, f"{len(rows)} rows where there are {self._padding} slots"
         is_special = self._rank.is_special(rows)
         if is_special and size not in self._layers:
             self._capture(self._layers, size)
-        self._ask(slots, size)
+        places = self._place(rows, size, in_order=is_special)
         self._rows.counter.zero_()
         started = self._rank.arrivals.mark()
         if is_special:
@@ -68,7 +70,7 @@ class Decoding:
                 return self._rank.arrivals.bring(told)
         else:
             self._graphs.replay(size, passes)
-        answers = self._rows.answers[:passes, : len(slots)]
+        answers = self._rows.answers[:passes, : len(rows)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
         ended = self._rank.arrivals.mark()
 
@@ -76,7 +78,8 @@ class Decoding:
             ended.wait()
             wanted = passes * SECONDS_OF_PASSES / max(ended.seconds_since(started), 1e-6)
             self.max_passes = max(1, min(MAX_PASSES, int(wanted)))
-            return StepResult(answers.T.tolist())
+            tokens = answers.T.tolist()
+            return StepResult([tokens[place] for place in places])
 
         return read
 
@@ -100,8 +103,24 @@ class Decoding:
         self._rows.counter.zero_()
         graphs.capture(size)
 
+    def _place(self, rows: Sequence[Row], size: int, *, in_order: bool) -> Sequence[int]:
+        """Ask for these rows, the longest text first unless ``in_order``; return each one's place.
+
+        Attention takes longest for the longest, so that one should not be the last to begin. All
+        texts grow alike: who has come first stays there until somebody joins or leaves.
+        """
+        wanted = tuple([row.slot for row in rows]), in_order
+        if wanted != self._wanted:
+            starts = np.array([0 if in_order else -row.start for row in rows])
+            order = starts.argsort(kind="stable")
+            self._places = order.argsort().tolist()
+            self._ask(tuple([rows[index].slot for index in order]), size)
+            self._wanted = wanted
+        return self._places
+
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""
+        self._wanted = ((), False)
         asked = slots + (self._padding,) * (size - len(slots))
         if self._asked[:size] != asked:
             [column] = upload(self._rank.device, asked)

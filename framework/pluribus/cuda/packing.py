@@ -21,6 +21,7 @@ class PackedRows:
         slots, positions: of each token, [num_tokens].
         last: index of each row's last token, [num_rows].
         tile_starts, tile_ends: see ``Tiles``, [num_tiles].
+        alone: index of each token that is all of its row, [num_alone].
     """
 
     slots: Column
@@ -28,22 +29,31 @@ class PackedRows:
     last: Column
     tile_starts: Column
     tile_ends: Column
+    alone: Column
 
     @classmethod
     def make(cls, rows: Sequence[Row], tile_size: int) -> PackedRows:
-        """Return the tokens of ``rows``, in tiles of ``tile_size`` or less."""
+        """Return the tokens of ``rows``, alone or in tiles of ``tile_size`` or less.
+
+        What attends to the longest text comes first, as it takes longest.
+        """
         lengths = _column(row.num_tokens for row in rows)
         slots, positions, last = token_columns(rows)
         ends = last + 1
-        firsts = ends - lengths
-        num_tiles = -(-lengths // tile_size)
+        is_alone = lengths == 1
+        num_tiles = np.where(is_alone, 0, -(-lengths // tile_size))
         number = np.arange(num_tiles.sum()) - (num_tiles.cumsum() - num_tiles).repeat(num_tiles)
+        starts = (ends - lengths).repeat(num_tiles) + number * tile_size
+        ends = ends.repeat(num_tiles)
+        alone = last[is_alone]
+        order = np.argsort(-positions[starts])
         return cls(
             slots=slots,
             positions=positions,
             last=last,
-            tile_starts=firsts.repeat(num_tiles) + number * tile_size,
-            tile_ends=ends.repeat(num_tiles),
+            tile_starts=starts[order],
+            tile_ends=ends[order],
+            alone=alone[np.argsort(-positions[alone])],
         )
 
 

@@ -22,19 +22,27 @@ Columns = TypeVar("Columns", Tensor, Column)
 
 
 class Prefilling:
-    """Replays prefill passes: the layers for so many tokens, then sampling for so many rows."""
+    """Replays prefill passes: the layers for so many tokens, then sampling for so many rows.
+
+    Where rows of one token are among them, as others decode, that is another graph.
+    """
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._padding = rank.state.padding
         self._rows = Rows.make(self._padding, 1, rank.device)
         self._rows.counter.fill_(1)
-        self._at_start = [size for size in TOKENS if size <= AT_START]
+        self._at_start = [
+            Work(size, is_mixed)
+            for size in TOKENS
+            if size <= AT_START
+            for is_mixed in (False, True)
+        ]
         self._row_sizes = sizes_up_to(self._padding, ROWS)
-        largest = self._layout(TOKENS[-1]).size
+        largest = self._layout(Work(TOKENS[-1], is_mixed=True)).size
         self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
         self._ends: Tensor | None = None
-        self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
+        self._layers: Graphs[Work] = Graphs(self._run_layers, rank.pool)
         self._heads: Graphs[int] = Graphs(self._run_head, rank.pool)
 
     def runs(self) -> list[Callable[[], None]]:
@@ -43,9 +51,9 @@ class Prefilling:
 
     def capture(self) -> None:
         """Capture what is likely to be wanted first."""
-        for num_tokens in reversed(self._at_start):
-            self._pad(num_tokens)
-            self._layers.capture(num_tokens)
+        for work in reversed(self._at_start):
+            self._pad(work)
+            self._layers.capture(work)
         for size in reversed(self._row_sizes):
             self._heads.capture(size)
 
@@ -58,12 +66,13 @@ class Prefilling:
         packed = PackedRows.make(rows, self._rank.store.tile_size)
         num_tokens = bucket(TOKENS, len(packed.slots))
         assert num_tokens is not None
-        if num_tokens not in self._layers:
-            self._pad(num_tokens)
-            self._layers.capture(num_tokens)
+        work = Work(num_tokens, is_mixed=bool(len(packed.alone)))
+        if work not in self._layers:
+            self._pad(work)
+            self._layers.capture(work)
         sampling = [index for index, row in enumerate(rows) if row.samples]
-        self._fill(num_tokens, packed, sampling)
-        self._layers.replay(num_tokens)
+        self._fill(work, packed, sampling)
+        self._layers.replay(work)
         if not sampling:
             return lambda: StepResult(())
         samplers = [rows[index] for index in sampling]
@@ -84,39 +93,41 @@ class Prefilling:
 
         return read
 
-    def _layout(self, num_tokens: int) -> Layout:
-        return Layout.make(num_tokens, self._row_sizes, self._rank.store.tile_size)
+    def _layout(self, work: Work) -> Layout:
+        return Layout.make(work, self._row_sizes, self._rank.store.tile_size)
 
-    def _pad(self, num_tokens: int) -> None:
-        """Put nothing but padding where a pass of so many tokens finds its columns."""
-        layout = self._layout(num_tokens)
+    def _pad(self, work: Work) -> None:
+        """Put nothing but padding where a pass finds its columns."""
+        layout = self._layout(work)
         self._columns[: layout.size] = torch.from_numpy(layout.empty(self._padding))
 
-    def _fill(self, num_tokens: int, packed: PackedRows, sampling: Sequence[int]) -> None:
+    def _fill(self, work: Work, packed: PackedRows, sampling: Sequence[int]) -> None:
         """Put rows, and which of them sample, where a pass finds its columns."""
-        layout = self._layout(num_tokens)
+        layout = self._layout(work)
         host = torch.empty(
             layout.size, dtype=torch.int64, pin_memory=self._rank.device.type == "cuda"
         )
         host.numpy()[:] = layout.empty(self._padding)
-        slots, positions, starts, ends, last, row_slots, row_positions = layout.split(host.numpy())
+        columns = layout.split(host.numpy())
+        slots, positions, starts, ends, alone, last, row_slots, row_positions = columns
         slots[: len(packed.slots)] = packed.slots
         positions[: len(packed.slots)] = packed.positions
         starts[: len(packed.tile_starts)] = packed.tile_starts
         ends[: len(packed.tile_ends)] = packed.tile_ends
+        alone[: len(packed.alone)] = packed.alone
         at = packed.last[sampling]
         last[: len(at)] = at
         row_slots[: len(at)] = packed.slots[at]
         row_positions[: len(at)] = packed.positions[at]
         self._columns[: layout.size].copy_(host, non_blocking=True)
 
-    def _run_layers(self, num_tokens: int) -> None:
-        layout = self._layout(num_tokens)
+    def _run_layers(self, work: Work) -> None:
+        layout = self._layout(work)
         columns = layout.split(self._columns)
-        slots, positions, starts, ends, last, row_slots, row_positions = columns
+        slots, positions, starts, ends, alone, last, row_slots, row_positions = columns
         network, store = self._rank.network, self._rank.store
         tokens = self._rank.state.tokens[slots, positions]
-        store.begin_prefill(slots, positions, Tiles(starts, ends))
+        store.begin_prefill(slots, positions, Tiles(starts, ends, alone))
         x = network(network.embed(tokens, positions), store)
         if self._ends is None:  # as it is run, before it is captured
             self._ends = x.new_empty(self._padding, x.shape[1])
@@ -133,28 +144,48 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a graph of the layers is for.
+
+    Attributes:
+        num_tokens: of all rows, at most.
+        is_mixed: whether rows of one token may be among them.
+    """
+
+    num_tokens: int
+    is_mixed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where the columns of a pass lie in one buffer, one after another."""
 
     num_tokens: int
     num_tiles: int
+    num_alone: int
     num_rows: int
 
     @classmethod
-    def make(cls, num_tokens: int, row_sizes: Sequence[int], tile_size: int) -> Layout:
+    def make(cls, work: Work, row_sizes: Sequence[int], tile_size: int) -> Layout:
         """Return a layout with room for so many tokens, of one row or of as many as there can be.
 
         It has as many rows as sampling may run for: none may be left from an earlier pass.
         """
+        num_tokens = work.num_tokens
         most_rows = min(num_tokens, max(row_sizes))
         num_rows = bucket(row_sizes, most_rows)
         assert num_rows is not None
-        return cls(num_tokens, num_tokens // tile_size + most_rows, num_rows)
+        num_tiles = num_tokens // tile_size + min(num_tokens // 2, most_rows)
+        return cls(num_tokens, num_tiles, most_rows if work.is_mixed else 0, num_rows)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of each token's slot and position; tiles' starts and ends; rows' ends and the same."""
-        return (*[self.num_tokens] * 2, *[self.num_tiles] * 2, *[self.num_rows] * 3)
+        """Of tokens' slots and positions; tiles' starts and ends; who is alone; rows' columns.
+
+        Those are the index of each row's last token, and its slot and position.
+        """
+        tokens, tiles, rows = [self.num_tokens] * 2, [self.num_tiles] * 2, [self.num_rows] * 3
+        return (*tokens, *tiles, self.num_alone, *rows)
 
     @property
     def size(self) -> int:
@@ -167,8 +198,9 @@ class Layout:
         return [columns[e - n : e] for e, n in zip(ends, self.lengths, strict=True)]
 
     def empty(self, padding: int) -> Column:
-        """Return columns of padding tokens, empty tiles and padding rows."""
+        """Return columns of padding tokens, empty tiles, nobody alone and padding rows."""
         columns = np.zeros(self.size, np.int64)
-        slots, _, _, _, _, row_slots, _ = self.split(columns)
+        slots, _, _, _, alone, _, row_slots, _ = self.split(columns)
         slots[:] = row_slots[:] = padding
+        alone[:] = -1
         return columns

@@ -20,10 +20,13 @@ class Tiles:
         starts: index of each tile's first token, int64, [num_tiles].
         ends: index after its row's last token, int64, [num_tiles]; a tile that starts there
             is empty.
+        alone: indices of tokens that are all of their row, in no tile, int64, [num_alone]; -1
+            from the end of them on.
     """
 
     starts: Tensor
     ends: Tensor
+    alone: Tensor
 
 
 class DeviceKVStore(KVStore):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.kernels.launching import early, follow, launch
+from pluribus.kernels.launching import early, fetch, follow, launch
 from pluribus.kernels.quantized import readable, widen
 
 TILE_ROWS = (16, 64)
@@ -18,6 +18,8 @@ TILE_ROWS = (16, 64)
 MAX_ROWS = TILE_ROWS[-1]
 MAX_TILES = 1 << 12
 """Tiles of outputs whose sums may be split."""
+LINE_BITS = tl.constexpr(1024)
+"""What the cache is filled by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Config:
         outputs, inputs: of a tile.
         num_warps, num_stages: of a program.
         splits: programs that share the inputs of a tile of outputs.
+        ahead: lines of 128 bytes, of each output's weights, that are brought into the cache while
+            the kernel before still runs; a power of two, or 0.
     """
 
     outputs: int
@@ -35,6 +39,7 @@ class Config:
     num_warps: int
     num_stages: int
     splits: int = 1
+    ahead: int = 0
 
 
 def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
@@ -46,10 +51,12 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
     if num_rows > MAX_ROWS:
         return None
     is_few = num_rows <= TILE_ROWS[0]
+    ahead = 4 if is_few and in_features >= 2048 else 0
     if out_features >= 2 * in_features:
         if not is_few and out_features > 8192:
             return Config(128, 128, 8, 3)
-        return Config(32 if out_features <= (8192 if is_few else 4096) else 64, 128, 4, 4)
+        outputs = 32 if out_features <= (8192 if is_few else 4096) else 64
+        return Config(outputs, 128, 4, 4, ahead=ahead)
     if in_features > out_features:
         if out_features <= 1024:
             return Config(32, 128, 4, 4, 8) if is_few else Config(64, 128, 4, 4, 8)
@@ -57,7 +64,7 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
     if out_features <= 1024:
         return Config(8, 256, 4, 4) if is_few else Config(32, 128, 4, 4, 4)
     if out_features < 4096:
-        return Config(32, 128, 4, 6) if is_few else Config(64, 128, 4, 4, 4)
+        return Config(32, 128, 4, 6, ahead=ahead) if is_few else Config(64, 128, 4, 4, 4)
     return Config(64, 128, 4, 4, 4 if is_few else 2)
 
 
@@ -120,6 +127,7 @@ def few_rows_linear(
         OUTPUTS=config.outputs,
         INPUTS=config.inputs,
         SPLITS=config.splits,
+        AHEAD=config.ahead,
         FROM_BITS=from_bits,
         HAS_SCALE=scale is not None,
         HAS_BIAS=bias is not None,
@@ -141,8 +149,8 @@ def _counters(device: torch.device) -> Tensor:
 def _few_rows_linear(
     x, weight, scale, bias, y, partial, arrived, num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
-    FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
-    EARLY: tl.constexpr,
+    AHEAD: tl.constexpr, FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -157,10 +165,15 @@ def _few_rows_linear(
     w_at = weight + out[:, None].to(tl.int64) * in_features + at[None, :]
     is_row = row[:, None] < num_rows
     is_out = out[:, None] < out_features
-    # The weights' first tile does not wait for the kernel that makes the inputs.
+    # The weights do not wait for the kernel that makes the inputs.
     inside = (first + at)[None, :] < end
     dtype: tl.constexpr = x.dtype.element_ty
+    BITS: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth
     w = widen(tl.load(w_at + first, mask=is_out & inside, other=0.0), dtype, FROM_BITS)
+    if EARLY and AHEAD > 0:
+        line = first + INPUTS + tl.arange(0, AHEAD)[None, :] * (LINE_BITS // BITS)
+        is_line = is_out & (line < end)
+        fetch(weight + tl.where(is_line, out[:, None].to(tl.int64) * in_features + line, 0))
     follow(EARLY)
     v = tl.load(x_at + first, mask=is_row & inside, other=0.0)
     total = tl.dot(w, v.T)

@@ -3,6 +3,7 @@
 The pool of one layer is [2, heads, tokens, head_dim]: keys, then values. A text's tokens lie in
 blocks of the pool that its row of the block table names. Every grid is fixed by the shapes alone
 and lengths are read on the device, so that a launch can be captured and replayed while texts grow.
+Programs begin in the order of rows: with the longest text first, all end at about the same time.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def decode(
     tile, num_warps = (16, 1) if splits.count > 4 else (64, 2)
     launch(
         _decode,
-        (num_rows, num_heads, splits.count),
+        (splits.count, num_heads, num_rows),
         query,
         key,
         value,
@@ -131,9 +132,22 @@ def _decode(
     TILE: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    split = tl.program_id(2)
+    _decode_row(
+        tl.program_id(2), tl.program_id(1), tl.program_id(0),
+        query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+        partial, arrived, out, scale,
+        HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, TILE, SPLITS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _decode_row(
+    row, head, split,
+    query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+    partial, arrived, out, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
     slot = tl.load(slots + row)
     position = tl.load(positions + row).to(tl.int32)
     blocks = table + slot * table_stride
@@ -206,6 +220,69 @@ def _decode(
             tl.store(out_at, merged.to(out.dtype.element_ty), mask=is_dim)
 
 
+def decode_alone(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    pool: Tensor,
+    texts: Texts,
+    slots: Tensor,
+    positions: Tensor,
+    alone: Tensor,
+    out: Tensor,
+) -> None:
+    """Do as ``decode`` does for some tokens of a pass, those that are all of their row.
+
+    Args:
+        qkv, pool, texts, slots, positions: see ``decode``; of all tokens of the pass.
+        alone: indices of those tokens, int64, [num_alone]; -1 from the end of them on.
+        out: where their results go, [num_tokens, num_heads, head_dim].
+    """
+    query, key, value = qkv
+    _, num_heads, head_dim = query.shape
+    launch(
+        _decode_alone,
+        (num_heads, len(alone)),
+        query,
+        key,
+        value,
+        query.stride(0),
+        pool,
+        pool.shape[2],
+        texts.table,
+        texts.table.stride(0),
+        slots,
+        positions,
+        alone,
+        out,
+        head_dim**-0.5,
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        WIDTH=triton.next_power_of_2(head_dim),
+        BLOCK_SIZE=texts.block_size,
+        TILE=64,
+        num_warps=2,
+        **early(query),
+    )
+
+
+@triton.jit
+def _decode_alone(
+    query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+    alone, out, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
+    row = tl.load(alone + tl.program_id(1))
+    if row < 0:
+        return
+    _decode_row(
+        row, tl.program_id(0), 0,
+        query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+        out, out, out, scale,
+        HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, TILE, 1,
+    )  # fmt: skip
+
+
 def write(
     key: Tensor, value: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor
 ) -> None:
@@ -261,8 +338,14 @@ def _write(
 
 
 def prefill(
-    query: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor, tiles: Tiles
-) -> Tensor:
+    query: Tensor,
+    pool: Tensor,
+    texts: Texts,
+    slots: Tensor,
+    positions: Tensor,
+    tiles: Tiles,
+    out: Tensor,
+) -> None:
     """Attend with many tokens a row, each to its text up to itself; all of it is in the pool.
 
     Args:
@@ -271,16 +354,13 @@ def prefill(
         texts: where each slot's text lies.
         slots, positions: of each token, int64, [num_tokens].
         tiles: of the tokens.
-
-    Returns:
-        [num_tokens, num_heads, head_dim].
+        out: where results go, [num_tokens, num_heads, head_dim].
     """
-    num_tokens, num_heads, head_dim = query.shape
-    out = torch.empty(num_tokens, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    _, num_heads, head_dim = query.shape
     width = max(NARROWEST, triton.next_power_of_2(head_dim))
     launch(
         _prefill,
-        (len(tiles.starts), num_heads),
+        (num_heads, len(tiles.starts)),
         query,
         query.stride(0),
         pool,
@@ -303,7 +383,6 @@ def prefill(
         num_warps=4 if width <= 64 else 8,
         num_stages=3,
     )
-    return out
 
 
 @triton.jit
@@ -313,8 +392,8 @@ def _prefill(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
+    head = tl.program_id(0)
+    tile = tl.program_id(1)
     start = tl.load(starts + tile)
     index = start + tl.arange(0, TILE)
     end = tl.load(ends + tile)

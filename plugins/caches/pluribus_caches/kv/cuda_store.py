@@ -12,9 +12,17 @@ from pluribus import Admission, KVShape, Row, TokenLayout
 from pluribus.cuda.packing import PackedRows
 from pluribus.interfaces.device_store import DeviceKVStore, Tiles
 from pluribus.kernels.upload import upload
-from pluribus_caches.kernels.attention import TILE, Splits, Texts, decode, prefill, write
+from pluribus_caches.kernels.attention import (
+    TILE,
+    Splits,
+    Texts,
+    decode,
+    decode_alone,
+    prefill,
+    write,
+)
 
-NUM_PROGRAMS = 1024
+NUM_PROGRAMS = 2048
 """What keeps a device of 132 multiprocessors busy."""
 
 
@@ -76,15 +84,16 @@ class CudaPagedStore(DeviceKVStore):
         """Lay out the rows' tokens, and cut them into tiles."""
         self.flush()
         packed = PackedRows.make(rows, TILE)
-        slots, positions, last, starts, ends = upload(
+        slots, positions, last, starts, ends, alone = upload(
             self._device,
             packed.slots,
             packed.positions,
             packed.last,
             packed.tile_starts,
             packed.tile_ends,
+            packed.alone,
         )
-        self.begin_prefill(slots, positions, Tiles(starts, ends))
+        self.begin_prefill(slots, positions, Tiles(starts, ends, alone))
         return TokenLayout(slots, positions, last)
 
     def begin_decode(self, slots: Tensor, positions: Tensor) -> None:
@@ -97,11 +106,17 @@ class CudaPagedStore(DeviceKVStore):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the step's keys and values, and attend."""
+        qkv = (query, key, value)
         pool, where = self._pool[layer], (self._texts, self._slots, self._positions)
         if self._tiles is None:
-            return decode((query, key, value), pool, *where, self._splits_for(len(query)))
-        write(key, value, pool, *where)
-        return prefill(query, pool, *where, self._tiles)
+            return decode(qkv, pool, *where, self._splits_for(len(query)))
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if len(self._tiles.alone):
+            decode_alone(qkv, pool, *where, self._tiles.alone, out)
+        if len(self._tiles.starts):
+            write(key, value, pool, *where)
+            prefill(query, pool, *where, self._tiles, out)
+        return out
 
     def _splits_for(self, num_rows: int) -> Splits:
         """Return what rows share their partial results in; what a graph holds on to is kept."""
