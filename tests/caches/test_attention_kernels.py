@@ -154,12 +154,12 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     positions = [start + at for _, start, length in rows for at in range(length)]
     ends = torch.tensor([length for _, _, length in rows]).cumsum(0).tolist()
     starts = [0, ends[0], ends[1], ends[1] + TILE, ends[2], 0, 2]
-    starts, ends = numbers(*starts), numbers(*ends[:2], ends[2], ends[2], ends[3], 0, 2)
+    until = numbers(*ends[:2], ends[2], ends[2], ends[3], 0, 2)
     query = setting.qkv(len(slots))[0]
     pool = setting.pool.clone()
     attended = torch.full_like(query, float("nan"))
     where = (setting.texts, numbers(*slots), numbers(*positions))
-    prefill(query, pool, *where, Tiles(starts, ends, numbers()), attended)
+    prefill(query, pool, *where, Tiles(numbers(*starts), until, numbers()), attended)
     expected = torch.stack(
         [
             setting.attended(query[index], slot, position + 1, pool)
