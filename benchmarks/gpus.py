@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -156,8 +157,10 @@ def num_gpus() -> int:
 
 
 def query(field: str) -> list[str]:
-    """Return what the driver says of each GPU."""
+    """Return what the driver says of each GPU that ``CUDA_VISIBLE_DEVICES`` leaves."""
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command.append(f"--id={visible}")
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -74,38 +75,53 @@ def write_checkpoint(folder: Path, size: str) -> None:
     config.save_pretrained(folder)
 
 
-def load(folder: Path, rank: int, size: int, device: str, start: Barrier, times: object) -> None:
-    """Load one rank's share once everybody is ready, and note how long that takes."""
+def load(folder: Path, rank: int, size: int, where: torch.device) -> float:
+    """Load one rank's share, and return how many seconds that takes."""
     model = OPTModel(OPTModelConfig(checkpoint=str(folder), tokenizer=str(BUNDLED)))
     layers = range(model.spec.num_layers)
     share = Share(rank=rank, layers=layers, tensor_rank=rank, tensor_size=size)
     place = Place(share=share, tensor=TensorParallel(rank, size))
-    where = torch.device(device, rank) if device == "cuda" else torch.device(device)
-    torch.set_num_threads(max(1, torch.get_num_threads() // size))  # as ranks do
-    torch.zeros(1, device=where)
-    start.wait()
     started = time.perf_counter()
     with torch.inference_mode():
         model.load(place, where, torch.float16, lambda done, total: None)
-    if device == "cuda":
+    if where.type == "cuda":
         torch.cuda.synchronize(where)
-    times.put(time.perf_counter() - started)  # type: ignore[attr-defined]
+    return time.perf_counter() - started
 
 
-def seconds(folder: Path, size: int, device: str) -> float:
-    """Return how long the slowest of ``size`` ranks takes."""
+def load_by_turns(
+    folder: Path, rank: int, device: str, sizes: Sequence[int], start: Barrier, times: object
+) -> None:
+    """Load this rank's share of each size that has one, once everybody is ready."""
+    where = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    num_threads = torch.get_num_threads()
+    torch.zeros(1, device=where)
+    for at, size in enumerate(sizes):
+        start.wait()
+        if rank < size:
+            torch.set_num_threads(max(1, num_threads // size))  # as ranks do
+            times.put((at, load(folder, rank, size, where)))  # type: ignore[attr-defined]
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def seconds(folder: Path, sizes: Sequence[int], device: str) -> list[float]:
+    """Return how long the slowest rank takes, each time."""
     context = multiprocessing.get_context("spawn")
-    start, times = context.Barrier(size), context.Queue()
+    start, times = context.Barrier(max(sizes)), context.Queue()
     ranks = [
-        context.Process(target=load, args=(folder, rank, size, device, start, times))
-        for rank in range(size)
+        context.Process(target=load_by_turns, args=(folder, rank, device, sizes, start, times))
+        for rank in range(max(sizes))
     ]
-    for rank in ranks:
-        rank.start()
-    slowest = max(times.get(timeout=900) for _ in ranks)
-    for rank in ranks:
-        rank.join()
-    return float(slowest)
+    for each in ranks:
+        each.start()
+    slowest = [0.0] * len(sizes)
+    for _ in range(sum(sizes)):
+        at, taken = times.get(timeout=900)
+        slowest[at] = max(slowest[at], taken)
+    for each in ranks:
+        each.join()
+    return slowest
 
 
 def main() -> None:
@@ -118,11 +134,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.folder / "config.json").exists():
         write_checkpoint(arguments.folder, arguments.model)
-    taken: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(arguments.repeats + 1):
-        for size, times in taken.items():
-            times.append(seconds(arguments.folder, size, arguments.device))
-    one, two = (statistics.median(times[1:]) for times in taken.values())
+    taken = seconds(arguments.folder, [1, 2] * (arguments.repeats + 1), arguments.device)
+    one, two = statistics.median(taken[2::2]), statistics.median(taken[3::2])
     print(json.dumps({"model": arguments.model, "one": round(one, 2), "two": round(two, 2)}))
     print("\n| model | one rank s | two ranks s | ratio |\n|---|--:|--:|--:|")
     print(f"| {arguments.model} | {one:.2f} | {two:.2f} | {two / one:.2f} |")
