@@ -60,7 +60,7 @@ def start_rank(parts: Parts, progress: Progress, seat: Seat) -> Executor:
         store = parts.kv_cache.store(shape, device, dtype)
         meter.note("KV", parts.kv_cache.capacity(shape) * needs.kv_bytes_per_token)
         phases.end("KV")
-    worker = _worker(network, store, spec, shape, device, place, dtype)
+    worker = _worker(network, store, spec, shape, device, place, dtype, needs.num_tokens)
     meter.note_taken("graphs", needs.graphs + needs.libraries)
     phases.split("kernels", worker.kernel_seconds)
     phases.end("graphs")
@@ -89,13 +89,14 @@ def _worker(
     device: torch.device,
     place: Place,
     dtype: torch.dtype,
+    most_tokens: int,
 ) -> Worker:
     if isinstance(store, DeviceKVStore):
         from pluribus.cuda.stage import CudaStageWorker
         from pluribus.cuda.worker import CudaWorker
 
         if place.ring is None:
-            return CudaWorker(network, store, spec, shape, device)
+            return CudaWorker(network, store, spec, shape, device, most_tokens)
         return CudaStageWorker(network, store, spec, shape, device, place, dtype)
     from pluribus import worker
     from pluribus.stages import stage_of

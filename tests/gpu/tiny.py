@@ -64,6 +64,8 @@ SHAPE = KVShape(
     num_layers=2, num_heads=1, head_dim=8, num_slots=NUM_SLOTS, max_length=48, num_tokens=128
 )
 NUM_BLOCKS = SHAPE.num_tokens // BLOCK_SIZE
+MOST_TOKENS = 32
+"""More than are captured."""
 
 
 @contextmanager
@@ -106,7 +108,7 @@ class TinyWorker(CudaWorker):
         with small_sizes():
             store = cuda_store_of(num_layers)
             shape = shape_of(num_layers)
-            super().__init__(network(DEVICE, num_layers), store, SPEC, shape, DEVICE)
+            super().__init__(network(DEVICE, num_layers), store, SPEC, shape, DEVICE, MOST_TOKENS)
 
     @property
     def max_passes(self) -> int:

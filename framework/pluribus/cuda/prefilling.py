@@ -25,22 +25,26 @@ class Prefilling:
     """Replays prefill passes: the layers for so many tokens, then sampling for so many rows.
 
     Where rows of one token are among them, as others decode, that is another graph.
+
+    Args:
+        rank: whose graphs they are.
+        most_tokens: that a step computes. More can be asked for only if TOKENS ends before.
     """
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: Rank, most_tokens: int) -> None:
         self._rank = rank
         self._padding = rank.state.padding
         self._rows = Rows.make(self._padding, 1, rank.device)
         self._rows.counter.fill_(1)
-        self._at_start = [
-            Work(size, is_mixed)
-            for size in TOKENS
-            if size <= AT_START
-            for is_mixed in (False, True)
-        ]
+        largest = bucket(TOKENS, most_tokens) or TOKENS[-1]
+        self._sizes = sizes_up_to(largest, TOKENS)
+        sizes = [size for size in self._sizes if size <= AT_START]
+        self._at_start = [Work(size, is_mixed) for size in sizes for is_mixed in (False, True)]
+        if largest > AT_START:  # what is captured later shares the memory that this one leaves
+            self._at_start.append(Work(largest, is_mixed=False))
         self._row_sizes = sizes_up_to(self._padding, ROWS)
-        largest = self._layout(Work(TOKENS[-1], is_mixed=True)).size
-        self._columns = torch.zeros(largest, dtype=torch.int64, device=rank.device)
+        most_columns = self._layout(Work(largest, is_mixed=True)).size
+        self._columns = torch.zeros(most_columns, dtype=torch.int64, device=rank.device)
         self._ends: Tensor | None = None
         self._layers: Graphs[Work] = Graphs(self._run_layers, rank.pool)
         self._heads: Graphs[int] = Graphs(self._run_head, rank.pool)
@@ -59,12 +63,12 @@ class Prefilling:
 
     def fits(self, num_tokens: int) -> bool:
         """Return whether a pass of so many tokens can be replayed."""
-        return num_tokens <= TOKENS[-1]
+        return num_tokens <= self._sizes[-1]
 
     def run(self, rows: Sequence[Row]) -> Callable[[], StepResult]:
         """Run rows; return a function that waits for the tokens of those that sample."""
         packed = PackedRows.make(rows, self._rank.store.tile_size)
-        num_tokens = bucket(TOKENS, len(packed.slots))
+        num_tokens = bucket(self._sizes, len(packed.slots))
         assert num_tokens is not None
         work = Work(num_tokens, is_mixed=bool(len(packed.alone)))
         if work not in self._layers:

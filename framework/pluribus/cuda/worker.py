@@ -16,7 +16,12 @@ from pluribus.step import Row, Step, StepResult
 
 
 class CudaWorker(ReplayingWorker):
-    """Replays prompts and decode passes, several of those in a row."""
+    """Replays prompts and decode passes, several of those in a row.
+
+    Args:
+        network, store, spec, shape, device: see Worker.
+        most_tokens: that a step computes.
+    """
 
     def __init__(
         self,
@@ -25,10 +30,14 @@ class CudaWorker(ReplayingWorker):
         spec: ModelSpec,
         shape: KVShape,
         device: torch.device,
+        most_tokens: int,
     ) -> None:
         super().__init__(network, store, spec, shape, device)
         with torch.inference_mode():
-            self._decoding, self._prefilling = Decoding(self.rank), Prefilling(self.rank)
+            self._decoding, self._prefilling = (
+                Decoding(self.rank),
+                Prefilling(self.rank, most_tokens),
+            )
             self.rank.pool.rehearse([*self._decoding.runs(), *self._prefilling.runs()])
             self._decoding.capture()
             self._prefilling.capture()

@@ -30,6 +30,7 @@ class Demand:
 
     Attributes:
         share: what it holds of the network.
+        num_tokens: that its largest step computes.
         weights: exactly.
         kv_bytes_per_token: keys and values of one token, exactly.
         activations: of the network, in the largest step.
@@ -43,6 +44,7 @@ class Demand:
     """
 
     share: Share
+    num_tokens: int
     weights: int
     kv_bytes_per_token: int
     activations: int
@@ -86,6 +88,7 @@ def demand(outline: Outline, rank: int, device_type: str) -> Demand:
     is_cuda = device_type == "cuda"
     return Demand(
         share=share,
+        num_tokens=num_tokens,
         weights=blueprint.weight_bytes(share, dtype, device_type),
         kv_bytes_per_token=kv_bytes_per_token(spec, share, dtype),
         activations=blueprint.activation_bytes(share, num_tokens, dtype),
