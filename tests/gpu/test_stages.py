@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 
 from gpu.stages import NUM_LAYERS, CudaStages
 from gpu.test_worker import MIXTURE, RANKED
@@ -107,3 +108,14 @@ def test_rows_that_pad_do_not_go_round() -> None:
         received = worker._decoding._received
         assert not received[3:].any(), "nobody has sent more than three rows"
     assert stages.workers[1]._decoding._received[:3].any()
+
+
+def test_what_is_rehearsed_does_no_harm_where_it_is_run() -> None:
+    generation = asked()[0]
+    stages = CudaStages(2)
+    with torch.inference_mode():
+        for worker in stages.workers:
+            for rehearse in worker._decoding.runs():
+                rehearse()
+    run(engine(stages), [generation])
+    assert_same(generation, expected()[0])

@@ -44,8 +44,8 @@ class StageDecoding:
         self._size = 0
 
     def runs(self) -> list[Callable[[], None]]:
-        """Return what is going to be captured, to be rehearsed."""
-        return self._graphs.runs(self._sizes)
+        """Return what is going to be captured, or launched for prompts, to be rehearsed."""
+        return [*self._graphs.runs(self._sizes), self._run_prompts]
 
     def capture(self) -> None:
         """Capture a pass of every size."""
@@ -92,6 +92,12 @@ class StageDecoding:
         slots.fill_(self._padding)
         positions.zero_()
         self._graphs.capture(size)
+
+    def _run_prompts(self) -> None:
+        """Run rows of one token and of more, which attend with kernels of their own."""
+        rows = [Row(self._padding, 0, num_tokens, samples=False) for num_tokens in (1, 2)]
+        self._rank.store.begin(rows)
+        self._rank.network(self._received.new_zeros(3, self._received.shape[1]), self._rank.store)
 
     def _run_pass(self, num_rows: int) -> None:
         network, store, sampler = self._rank.network, self._rank.store, self._rank.sampler
