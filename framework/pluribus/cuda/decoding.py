@@ -89,7 +89,7 @@ class Decoding:
         for at in range(passes):
             self._layers.replay(size)
             assert self._hidden is not None, "layers leave what they return"
-            now = [row._replace(start=row.start + at) for row in rows]
+            now = [row.after(at) for row in rows]
             outcome = self._rank.choose(now, columns, self._hidden[: len(rows)])
         assert passes == 1 or outcome.logprobs is None, "of several passes, tokens alone are read"
         return None if outcome.logprobs is None else outcome

@@ -84,7 +84,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
     mean_batch_size: float
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True):
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one generation gained in a step.
 
     Attributes:
