@@ -76,7 +76,7 @@ class Decoding:
             ended.wait()
             wanted = passes * SECONDS_OF_PASSES / max(ended.seconds_since(started), 1e-6)
             self.max_passes = max(1, min(MAX_PASSES, int(wanted)))
-            return StepResult(answers.T.tolist())
+            return StepResult(list(zip(*answers.tolist(), strict=True)))
 
         return read
 

@@ -35,7 +35,7 @@ class Running:
     Attributes:
         ends: ids that end it.
         is_free: whether nothing in its params is in the way of steps of several passes.
-        num_passes, num_companions: passes it took part in, and generations in them.
+        passes_before, rows_before: that the engine had submitted in all when it started.
     """
 
     generation: Generation
@@ -44,8 +44,8 @@ class Running:
     is_free: bool
     started: float = 0.0
     first_token: float = 0.0
-    num_passes: int = 0
-    num_companions: int = 0
+    passes_before: int = 0
+    rows_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,8 @@ class EngineCore:
         self.num_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
+        self._num_passes = 0
+        self._num_rows = 0
         self._last_step = (0, 0, 0.0)
         self._parts: deque[Batch] = deque()
         self._under_way: deque[StepUnderWay] = deque()
@@ -201,6 +203,8 @@ class EngineCore:
         members = [self._running[g] for g in batch.num_tokens]
         passes = self._passes(batch, members)
         rows = self._advance(members, batch, passes)
+        self._num_passes += passes
+        self._num_rows += passes * len(rows)
         num_read = self.num_steps - len(self._under_way)
         step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
@@ -226,6 +230,7 @@ class EngineCore:
         generation.slot = self._free_slots.pop()
         running = self._running[generation]
         running.started = time.monotonic()
+        running.passes_before, running.rows_before = self._num_passes, self._num_rows
         self._num_prompt_tokens += len(generation.prompt)
         self._num_cached_tokens += generation.num_cached
         params = generation.params
@@ -242,7 +247,6 @@ class EngineCore:
     def _advance(self, members: Sequence[Running], batch: Batch, passes: int) -> tuple[Row, ...]:
         """Take the batch, run so many times, for computed; return what that is of each."""
         rows = []
-        num_companions = passes * len(members)
         for member, num_tokens in zip(members, batch.num_tokens.values(), strict=True):
             generation = member.generation
             slot, start, length = generation.slot, generation.num_scheduled, len(generation.prompt)
@@ -251,8 +255,6 @@ class EngineCore:
             generation.num_scheduled = end + passes - 1
             if passes > 1 and generation.num_scheduled >= generation.max_length:
                 generation.num_scheduled = generation.max_length - 1
-            member.num_passes += passes
-            member.num_companions += num_companions
             if start >= length:
                 rows.append(Row(slot, start, num_tokens, True))
             else:
@@ -285,10 +287,10 @@ class EngineCore:
             # Who ended while the step was under way is not running any more.
             if generation.slot is None:
                 continue
-            left = generation.params.max_tokens - len(generation.tokens)
-            if len(tokens) >= left or not member.ends.isdisjoint(tokens):
-                tokens = _cut(generation, tokens[:left], member.ends)
-            generation.tokens += tokens
+            answer, most = generation.tokens, generation.params.max_tokens
+            if len(answer) + len(tokens) >= most or not member.ends.isdisjoint(tokens):
+                tokens = _cut(generation, tokens, member.ends)
+            answer.extend(tokens)
             outputs.append(
                 Output(
                     generation.id,
@@ -303,22 +305,30 @@ class EngineCore:
 
     def _conclude(self, member: Running) -> Timing:
         """Finish who has ended; return where its time went."""
-        self.finish(member.generation)
-        self.observer.generation_finished(member.generation)
-        return _timing(member)
+        generation = member.generation
+        self.finish(generation)
+        self.observer.generation_finished(generation)
+        return Timing(
+            queue=member.started - member.arrived,
+            prefill=member.first_token - member.started,
+            decode=time.monotonic() - member.first_token,
+            num_cached=generation.num_cached,
+            mean_batch_size=self._mean_batch_size(member),
+        )
+
+    def _mean_batch_size(self, member: Running) -> float:
+        num_rows = self._num_rows - member.rows_before
+        return num_rows / (self._num_passes - member.passes_before)
 
 
 def _cut(generation: Generation, tokens: Sequence[int], ends: Collection[int]) -> Sequence[int]:
-    """Return which of the last tokens there is room for belong to the answer; note its end.
-
-    A token that ends it is no part of it.
-    """
+    """Note why an answer ends with these tokens; return which of them are part of it."""
+    tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
     for at, token in enumerate(tokens):
         if token in ends:
             generation.finish_reason = FinishReason.STOP
             return tokens[:at]
-    if len(generation.tokens) + len(tokens) == generation.params.max_tokens:
-        generation.finish_reason = FinishReason.LENGTH
+    generation.finish_reason = FinishReason.LENGTH
     return tokens
 
 
@@ -333,13 +343,3 @@ def _begin(member: Running) -> tuple[TokenLogprobs, ...]:
     """Note when the first token came; return what was told of the prompt meanwhile."""
     member.first_token = time.monotonic()
     return tuple(member.generation.prompt_logprobs)
-
-
-def _timing(member: Running) -> Timing:
-    return Timing(
-        queue=member.started - member.arrived,
-        prefill=member.first_token - member.started,
-        decode=time.monotonic() - member.first_token,
-        num_cached=member.generation.num_cached,
-        mean_batch_size=member.num_companions / member.num_passes,
-    )
