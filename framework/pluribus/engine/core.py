@@ -34,14 +34,15 @@ class Running:
 
     Attributes:
         ends: ids that end it.
-        is_free: whether nothing in its params is in the way of steps of several passes.
+        is_free: whether it may take part in any number of passes: its prompt is computed, and
+            its params are not in the way.
         passes_before, rows_before: that the engine had submitted in all when it started.
     """
 
     generation: Generation
     arrived: float
     ends: frozenset[int]
-    is_free: bool
+    is_free: bool = False
     started: float = 0.0
     first_token: float = 0.0
     passes_before: int = 0
@@ -128,13 +129,8 @@ class EngineCore:
                 param="max_tokens",
             )
         self.batcher.add(generation)
-        params = generation.params
-        self._running[generation] = Running(
-            generation,
-            arrived=time.monotonic(),
-            ends=frozenset(self._ends(params)),
-            is_free=params.is_plain and params.logprobs is None,
-        )
+        ends = frozenset(self._ends(generation.params))
+        self._running[generation] = Running(generation, time.monotonic(), ends)
 
     def step(self) -> list[Output]:
         """Schedule, run, update; return what generations have gained.
@@ -216,10 +212,7 @@ class EngineCore:
         most = self.executor.max_passes
         if most == 1 or max(batch.num_tokens.values()) > 1:
             return 1
-        for member in members:
-            generation = member.generation
-            if member.is_free and generation.num_scheduled >= len(generation.prompt):
-                continue
+        for generation in [member.generation for member in members if not member.is_free]:
             if generation.takes_one_pass:
                 return 1
             if not generation.params.is_plain:
@@ -251,15 +244,17 @@ class EngineCore:
             generation = member.generation
             slot, start, length = generation.slot, generation.num_scheduled, len(generation.prompt)
             assert slot is not None
-            end = start + num_tokens
-            generation.num_scheduled = end + passes - 1
-            if passes > 1 and generation.num_scheduled >= generation.max_length:
-                generation.num_scheduled = generation.max_length - 1
+            end = start + num_tokens + passes - 1
+            if passes > 1 and end >= generation.max_length:
+                end = generation.max_length - 1
+            generation.num_scheduled = end
             if start >= length:
                 rows.append(Row(slot, start, num_tokens, True))
             else:
+                params = generation.params
+                member.is_free = end >= length and params.is_plain and params.logprobs is None
                 self.ledger.advance(generation)
-                scores = generation.params.prompt_logprobs is not None
+                scores = params.prompt_logprobs is not None
                 rows.append(Row(slot, start, num_tokens, end >= length, scores))
         return tuple(rows)
 
