@@ -41,6 +41,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``samples`` says that they reach the end of what is known, so that a token follows;
     ``scores`` that how likely each prompt token among them makes its successor is wanted.
+
+    A struct that the garbage collector need not know of: each step makes one for each generation.
     """
 
     slot: int
