@@ -191,6 +191,7 @@ class Generation:
         tokens: the ids generated so far.
         logprobs: of ``tokens``, and of the id that ended them, where asked for.
         prompt_logprobs: of the prompt from its second token on, where asked for.
+        max_length: tokens of prompt and answer at most: what to reserve.
         num_cached: prompt tokens whose keys and values were found in the cache.
         num_scheduled: leading tokens, of prompt and answer, whose keys and values have been
             computed, are cached, or are part of a step under way.
@@ -208,15 +209,14 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    max_length: int = field(init=False)
     num_cached: int = 0
     num_scheduled: int = 0
     slot: int | None = None
     finish_reason: FinishReason | None = None
 
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer at most: what to reserve."""
-        return len(self.prompt) + self.params.max_tokens
+    def __post_init__(self) -> None:
+        self.max_length = len(self.prompt) + self.params.max_tokens
 
     @property
     def takes_one_pass(self) -> bool:
@@ -235,10 +235,10 @@ class Generation:
 
         What is left of the prompt, then one a step, until the step under way gives the last.
         """
-        num_answered = self.num_scheduled - len(self.prompt)
-        if num_answered < 0:
-            return -num_answered
-        return 1 if num_answered < self.params.max_tokens - 1 else 0
+        num_left = len(self.prompt) - self.num_scheduled
+        if num_left > 0:
+            return num_left
+        return 1 if self.num_scheduled < self.max_length - 1 else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from pluribus.generation import SamplingParams, TokenLogprobs
 
@@ -35,11 +36,13 @@ class Admission:
     placement: tuple[int, ...]
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute ``num_tokens`` tokens of ``slot``, from position ``start``.
 
     ``samples`` says that they reach the end of what is known, so that a token follows;
     ``scores`` that how likely each prompt token among them makes its successor is wanted.
+
+    A struct that the garbage collector need not know of: each step makes one for each generation.
     """
 
     slot: int
@@ -47,6 +50,10 @@ class Row(NamedTuple):
     num_tokens: int
     samples: bool
     scores: bool = False
+
+    def after(self, passes: int) -> Row:
+        """Return what the row computes after so many passes."""
+        return Row(self.slot, self.start + passes, self.num_tokens, self.samples, self.scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Decoding:
             ended.wait()
             wanted = passes * SECONDS_OF_PASSES / max(ended.seconds_since(started), 1e-6)
             self.max_passes = max(1, min(MAX_PASSES, int(wanted)))
-            tokens = answers.T.tolist()
+            tokens = list(zip(*answers.tolist(), strict=True))
             return StepResult([tokens[place] for place in places])
 
         return read
@@ -92,7 +92,7 @@ class Decoding:
         for at in range(passes):
             self._layers.replay(size)
             assert self._hidden is not None, "layers leave what they return"
-            now = [row._replace(start=row.start + at) for row in rows]
+            now = [row.after(at) for row in rows]
             outcome = self._rank.choose(now, columns, self._hidden[: len(rows)])
         assert passes == 1 or outcome.logprobs is None, "of several passes, tokens alone are read"
         return None if outcome.logprobs is None else outcome

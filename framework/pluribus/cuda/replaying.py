@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 import torch
 
@@ -20,12 +20,16 @@ from pluribus.worker import Join, Worker, stay_alone
 Result = Callable[[], StepResult]
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """How a row is run."""
 
     DECODED = auto()
     PREFILLED = auto()
     LAUNCHED = auto()
+
+
+# Names of their own: through the class, each look takes as long as all else that a row is asked.
+_DECODED, _PREFILLED, _LAUNCHED = Kind
 
 
 class ReplayingWorker(Worker):
@@ -77,12 +81,13 @@ class ReplayingWorker(Worker):
     ) -> Result:
         """Run each group of rows; return what waits for all their results."""
         kinds = self._kinds(rows)
-        groups: dict[Kind, list[Row]] = {}
-        for row, kind in zip(rows, kinds, strict=True):
-            groups.setdefault(kind, []).append(row)
-        results = {kind: run(kind, group) for kind, group in groups.items()}
-        if len(results) == 1:
-            return results[kinds[0]]
+        groups = dict.fromkeys(kinds)  # in an order that ranks agree on
+        if len(groups) == 1:
+            return run(kinds[0], rows)
+        results = {
+            kind: run(kind, [row for row, its in zip(rows, kinds, strict=True) if its is kind])
+            for kind in groups
+        }
         return lambda: _merged(rows, kinds, {kind: read() for kind, read in results.items()})
 
     def _kinds(self, rows: Sequence[Row]) -> list[Kind]:
@@ -91,14 +96,14 @@ class ReplayingWorker(Worker):
         Apart from each other they would read all weights twice.
         """
         kinds = [self._kind(row) for row in rows]
-        if Kind.PREFILLED in kinds:
-            return [Kind.PREFILLED if kind is Kind.DECODED else kind for kind in kinds]
+        if _PREFILLED in kinds:
+            return [_PREFILLED if kind is _DECODED else kind for kind in kinds]
         return kinds
 
     def _kind(self, row: Row) -> Kind:
         if row.scores:
-            return Kind.LAUNCHED
-        return Kind.DECODED if row.num_tokens == 1 and row.samples else Kind.PREFILLED
+            return _LAUNCHED
+        return _DECODED if row.num_tokens == 1 and row.samples else _PREFILLED
 
 
 def _merged(

@@ -61,10 +61,7 @@ class CudaWorker(ReplayingWorker):
     def _launch_all(self, rows: Sequence[Row], passes: int) -> Result:
         """Run rows as any worker does, once for each pass."""
         bring = self.rank.arrivals.bring
-        reads = [
-            bring(self._run([row._replace(start=row.start + at) for row in rows]))
-            for at in range(passes)
-        ]
+        reads = [bring(self._run([row.after(at) for row in rows])) for at in range(passes)]
         return lambda: _joined([read() for read in reads])
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from pluribus.engine.messages import Output, Stats, Timing
 from pluribus.engine.plan import check_plan, check_repeats
 from pluribus.engine.rotation import Rotation
 from pluribus.errors import RequestError
-from pluribus.generation import Batch, FinishReason, Generation, TokenLogprobs
+from pluribus.generation import Batch, FinishReason, Generation, SamplingParams, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
 from pluribus.step import Admission, Row, Step, StepResult
 
@@ -26,33 +26,49 @@ class Observer:
         """Observe a generation that ended by itself."""
 
 
+@dataclass(eq=False, slots=True)
+class Running:
+    """What the engine keeps of a generation.
+
+    Times are seconds on the monotonic clock.
+
+    Attributes:
+        ends: ids that end it.
+        is_free: whether it may take part in any number of passes: its prompt is computed, and
+            its params are not in the way.
+        passes_before, rows_before: that the engine had submitted in all when it started.
+    """
+
+    generation: Generation
+    arrived: float
+    ends: frozenset[int]
+    is_free: bool = False
+    started: float = 0.0
+    first_token: float = 0.0
+    passes_before: int = 0
+    rows_before: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class StepUnderWay:
     """A step that has been submitted and whose result has not been read."""
 
     batch: Batch
+    members: Sequence[Running]
     rows: tuple[Row, ...]
     passes: int
     result: Callable[[], StepResult]
     submitted: float
 
+    @property
+    def sampling(self) -> list[Running]:
+        """Whose rows sample, in row order."""
+        return [m for m, row in zip(self.members, self.rows, strict=True) if row.samples]
 
-@dataclass(eq=False, slots=True)
-class Running:
-    """What the engine keeps of a generation beside the generation itself.
-
-    Times are seconds on the monotonic clock; the steps counted are those it took part in;
-    ``ends`` are the ids that end it.
-    """
-
-    arrived: float
-    ends: tuple[int, ...]
-    num_reported: int = 0
-    has_reported_prompt: bool = False
-    started: float = 0.0
-    first_token: float = 0.0
-    num_steps: int = 0
-    num_companions: int = 0
+    @property
+    def scoring(self) -> list[Running]:
+        """Whose rows score, in row order."""
+        return [m for m, row in zip(self.members, self.rows, strict=True) if row.scores]
 
 
 class EngineCore:
@@ -84,6 +100,8 @@ class EngineCore:
         self.num_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
+        self._num_passes = 0
+        self._num_rows = 0
         self._last_step = (0, 0, 0.0)
         self._parts: deque[Batch] = deque()
         self._under_way: deque[StepUnderWay] = deque()
@@ -111,9 +129,8 @@ class EngineCore:
                 param="max_tokens",
             )
         self.batcher.add(generation)
-        params = generation.params
-        ends = params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
-        self._running[generation] = Running(arrived=time.monotonic(), ends=ends)
+        ends = frozenset(self._ends(generation.params))
+        self._running[generation] = Running(generation, time.monotonic(), ends)
 
     def step(self) -> list[Output]:
         """Schedule, run, update; return what generations have gained.
@@ -152,6 +169,9 @@ class EngineCore:
             step_seconds=step_seconds,
         )
 
+    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+        return params.stop_token_ids + (() if params.ignore_eos else self.eos_token_ids)
+
     def _next_part(self) -> Batch | None:
         """Return what to run next: of the batch at hand, or of the next one."""
         while self._parts:
@@ -175,21 +195,24 @@ class EngineCore:
 
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
-        passes = self._passes(batch)
-        admitted = tuple(self._admit(g) for g in batch.num_tokens if g.slot is None)
-        rows = tuple(self._advance(g, count, passes) for g, count in batch.num_tokens.items())
+        admitted = tuple([self._admit(g) for g in batch.num_tokens if g.slot is None])
+        members = [self._running[g] for g in batch.num_tokens]
+        passes = self._passes(batch, members)
+        rows = self._advance(members, batch, passes)
+        self._num_passes += passes
+        self._num_rows += passes * len(rows)
         num_read = self.num_steps - len(self._under_way)
         step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
         submitted = time.monotonic()
-        return StepUnderWay(batch, rows, passes, self.executor.submit(step), submitted)
+        return StepUnderWay(batch, members, rows, passes, self.executor.submit(step), submitted)
 
-    def _passes(self, batch: Batch) -> int:
+    def _passes(self, batch: Batch, members: Sequence[Running]) -> int:
         """Return how many times to run the batch, where that takes no decision in between."""
         most = self.executor.max_passes
-        if most == 1 or any(count > 1 for count in batch.num_tokens.values()):
+        if most == 1 or max(batch.num_tokens.values()) > 1:
             return 1
-        for generation in batch.num_tokens:
+        for generation in [member.generation for member in members if not member.is_free]:
             if generation.takes_one_pass:
                 return 1
             if not generation.params.is_plain:
@@ -200,6 +223,7 @@ class EngineCore:
         generation.slot = self._free_slots.pop()
         running = self._running[generation]
         running.started = time.monotonic()
+        running.passes_before, running.rows_before = self._num_passes, self._num_rows
         self._num_prompt_tokens += len(generation.prompt)
         self._num_cached_tokens += generation.num_cached
         params = generation.params
@@ -209,100 +233,108 @@ class EngineCore:
             prompt=generation.prompt,
             max_length=generation.max_length,
             params=params,
-            ends=running.ends,
+            ends=self._ends(params),
             placement=self.ledger.placement(generation),
         )
 
-    def _advance(self, generation: Generation, num_tokens: int, passes: int) -> Row:
-        slot, start = generation.slot, generation.num_scheduled
-        assert slot is not None
-        end = start + num_tokens + passes - 1
-        if passes > 1:
-            end = min(end, generation.max_length - 1)
-        generation.num_scheduled = end
-        length = len(generation.prompt)
-        if start >= length:
-            return Row(slot, start, num_tokens, samples=True)
-        self.ledger.advance(generation)
-        scores = generation.params.prompt_logprobs is not None
-        return Row(slot, start, num_tokens, end >= length, scores)
+    def _advance(self, members: Sequence[Running], batch: Batch, passes: int) -> tuple[Row, ...]:
+        """Take the batch, run so many times, for computed; return what that is of each."""
+        rows = []
+        for member, num_tokens in zip(members, batch.num_tokens.values(), strict=True):
+            generation = member.generation
+            slot, start, length = generation.slot, generation.num_scheduled, len(generation.prompt)
+            assert slot is not None
+            end = start + num_tokens + passes - 1
+            if passes > 1 and end >= generation.max_length:
+                end = generation.max_length - 1
+            generation.num_scheduled = end
+            if start >= length:
+                rows.append(Row(slot, start, num_tokens, True))
+            else:
+                params = generation.params
+                member.is_free = end >= length and params.is_plain and params.logprobs is None
+                self.ledger.advance(generation)
+                scores = params.prompt_logprobs is not None
+                rows.append(Row(slot, start, num_tokens, end >= length, scores))
+        return tuple(rows)
 
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
         seconds = time.monotonic() - step.submitted
-        num_rows, num_tokens = len(step.rows), sum(step.batch.num_tokens.values())
-        self._last_step = (num_rows, step.passes * num_tokens, seconds)
-        outputs = []
-        at, scores = 0, iter(result.scores)
-        for generation, row in zip(step.batch.num_tokens, step.rows, strict=True):
-            sampled, at = at, at + row.samples
-            scored = next(scores) if row.scores else ()
-            running = self._running.get(generation)
-            # Who ended while the step was under way is not running any more.
-            if running is None:
-                continue
-            running.num_steps += step.passes
-            running.num_companions += step.passes * num_rows
-            if scored:
-                generation.prompt_logprobs += scored
-            if row.samples:
-                self._append(generation, running, result, sampled)
-                outputs.append(self._output(generation, running))
+        num_tokens = step.passes * sum(step.batch.num_tokens.values())
+        self._last_step = (len(step.rows), num_tokens, seconds)
+        if result.scores:
+            for member, scores in zip(step.scoring, result.scores, strict=True):
+                member.generation.prompt_logprobs += scores
+        outputs = self._append(step.sampling, result)
         self.observer.step_finished(step.batch, seconds)
         return outputs
 
-    def _append(
-        self, generation: Generation, running: Running, result: StepResult, index: int
-    ) -> None:
-        running.first_token = running.first_token or time.monotonic()
-        if generation.params.max_tokens == 0:
-            generation.finish_reason = FinishReason.LENGTH
-        else:
-            logprobs = result.logprobs[index] if result.logprobs else None
-            self._extend(generation, running, result.tokens[index], logprobs)
-        if generation.finish_reason is not None:
-            self.finish(generation)
-            self.observer.generation_finished(generation)
+    def _append(self, members: Sequence[Running], result: StepResult) -> list[Output]:
+        """Take everybody's tokens; return what is to be reported.
 
-    def _extend(
-        self,
-        generation: Generation,
-        running: Running,
-        tokens: Sequence[int],
-        logprobs: TokenLogprobs | None,
-    ) -> None:
-        """Take tokens; one that ends the answer is no part of it, but told with logprobs."""
-        if logprobs is not None:
-            generation.logprobs.append(logprobs)
-        tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
-        for end in running.ends:
-            if end in tokens:
-                tokens = tokens[: tokens.index(end)]
-                generation.finish_reason = FinishReason.STOP
-        generation.tokens.extend(tokens)
-        if len(generation.tokens) == generation.params.max_tokens:
-            generation.finish_reason = generation.finish_reason or FinishReason.LENGTH
+        One loop, in which nothing is called that need not be: most of a step's time is spent here.
+        """
+        outputs = []
+        logprobs = result.logprobs or [None] * len(members)
+        for member, tokens, told in zip(members, result.tokens, logprobs, strict=True):
+            generation = member.generation
+            # Who ended while the step was under way is not running any more.
+            if generation.slot is None:
+                continue
+            answer, most = generation.tokens, generation.params.max_tokens
+            if len(answer) + len(tokens) >= most or not member.ends.isdisjoint(tokens):
+                tokens = _cut(generation, tokens, member.ends)
+            answer.extend(tokens)
+            outputs.append(
+                Output(
+                    generation.id,
+                    tuple(tokens),
+                    () if told is None else _keep(generation, told),
+                    () if member.first_token else _begin(member),
+                    generation.finish_reason,
+                    None if generation.finish_reason is None else self._conclude(member),
+                )
+            )
+        return outputs
 
-    def _output(self, generation: Generation, running: Running) -> Output:
-        """Return what has not been reported yet."""
-        since, running.num_reported = running.num_reported, len(generation.tokens)
-        prompt_logprobs = () if running.has_reported_prompt else tuple(generation.prompt_logprobs)
-        running.has_reported_prompt = True
-        return Output(
-            generation.id,
-            tuple(generation.tokens[since:]),
-            tuple(generation.logprobs[since:]) if generation.logprobs else (),
-            prompt_logprobs,
-            generation.finish_reason,
-            _timing(generation, running) if generation.finish_reason else None,
+    def _conclude(self, member: Running) -> Timing:
+        """Finish who has ended; return where its time went."""
+        generation = member.generation
+        self.finish(generation)
+        self.observer.generation_finished(generation)
+        return Timing(
+            queue=member.started - member.arrived,
+            prefill=member.first_token - member.started,
+            decode=time.monotonic() - member.first_token,
+            num_cached=generation.num_cached,
+            mean_batch_size=self._mean_batch_size(member),
         )
 
+    def _mean_batch_size(self, member: Running) -> float:
+        num_rows = self._num_rows - member.rows_before
+        return num_rows / (self._num_passes - member.passes_before)
 
-def _timing(generation: Generation, running: Running) -> Timing:
-    return Timing(
-        queue=running.started - running.arrived,
-        prefill=running.first_token - running.started,
-        decode=time.monotonic() - running.first_token,
-        num_cached=generation.num_cached,
-        mean_batch_size=running.num_companions / running.num_steps,
-    )
+
+def _cut(generation: Generation, tokens: Sequence[int], ends: Collection[int]) -> Sequence[int]:
+    """Note why an answer ends with these tokens; return which of them are part of it."""
+    tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
+    for at, token in enumerate(tokens):
+        if token in ends:
+            generation.finish_reason = FinishReason.STOP
+            return tokens[:at]
+    generation.finish_reason = FinishReason.LENGTH
+    return tokens
+
+
+def _keep(generation: Generation, told: TokenLogprobs) -> tuple[TokenLogprobs, ...]:
+    """Keep what is told of a token, the one that ends the answer included; return it."""
+    kept = (told,) if generation.params.max_tokens else ()
+    generation.logprobs += kept
+    return kept
+
+
+def _begin(member: Running) -> tuple[TokenLogprobs, ...]:
+    """Note when the first token came; return what was told of the prompt meanwhile."""
+    member.first_token = time.monotonic()
+    return tuple(member.generation.prompt_logprobs)

@@ -74,7 +74,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
         prefill: from there to its first token.
         decode: from there to its last.
         num_cached: prompt tokens whose keys and values were found in the cache.
-        mean_batch_size: generations in a step, over the steps it took part in.
+        mean_batch_size: generations in a step, over the steps from its first to its last.
     """
 
     queue: float
@@ -84,7 +84,7 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
     mean_batch_size: float
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True):
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one generation gained in a step.
 
     Attributes:

@@ -35,17 +35,19 @@ def check_plan(
         _blame(batcher, f"plans a {type(batch).__name__}, not a Batch")
     if not batch.num_tokens:
         _blame(batcher, "plans a step for no generation")
-    num_new = 0
     for generation, num_tokens in batch.num_tokens.items():
         if generation not in alive:
             _blame(batcher, f"plans a step for generation {generation.id}, which has ended")
+        # That there is room for a token more says it for most of them, and sooner.
+        if num_tokens == 1 and generation.num_scheduled < generation.max_length - 1:
+            continue
         if not 0 < num_tokens <= generation.num_unscheduled:
             _blame(
                 batcher,
                 f"plans {num_tokens} tokens of generation {generation.id}, which has "
                 f"{generation.num_unscheduled} to compute",
             )
-        num_new += generation.slot is None
+    num_new = len([g for g in batch.num_tokens if g.slot is None])
     if num_new > num_free_slots:
         _blame(
             batcher,

@@ -125,9 +125,14 @@ class ContinuousBatcher(Batcher):
 
     def repeat(self, batch: Batch, most: int) -> int:
         """Run a batch as often as the device can, or until its last generation is complete."""
-        left = {g: self._decoding[g] - g.num_scheduled for g in batch.num_tokens}
-        times = max(1, min(most, max(left.values())))
-        self._waiting.charge({g: min(times, count) - 1 for g, count in left.items() if count > 1})
+        left = [self._decoding[g] - g.num_scheduled for g in batch.num_tokens]
+        times = max(1, min(most, max(left)))
+        again = {
+            g: (count if count < times else times) - 1
+            for g, count in zip(batch.num_tokens, left, strict=True)
+            if count > 1
+        }
+        self._waiting.charge(again)
         return times
 
     def finish(self, generation: Generation) -> None:

@@ -84,9 +84,8 @@ class PagedStore(KVStore):
         return torch.from_numpy(values).to(self._device)
 
     def _attention(self, row: Row) -> _Attention:
-        slot, start, num_tokens, *_ = row
+        start, num_tokens, runs = row.start, row.num_tokens, self._runs[row.slot]
         end = start + num_tokens
-        runs = self._runs[slot]
         if runs[-1].start >= end:
             runs = [run for run in runs if run.start < end]
         if num_tokens == 1:
