@@ -155,6 +155,9 @@ class PagedLedger(KVLedger):
         for block, count in enumerate(num_holders):
             assert (block in self._free) == (count == 0), f"block {block} is free and held"
         assert {block: digest for digest, block in self._block_of.items()} == self._digest_of
+        told = {digest for holding in self._held.values() for digest in holding.digests}
+        for block, digest in self._digest_of.items():
+            assert block in self._free or digest in told, f"block {block} is found and not filled"
 
     def _promise(self, generation: Generation) -> bool:
         digests = self._known_prefix(generation)
