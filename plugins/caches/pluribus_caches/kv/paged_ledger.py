@@ -168,16 +168,17 @@ class PagedLedger(KVLedger):
             self._hold(generation, self._share(shared) + self._take(num_new), digests)
             self._unlisted[generation] = None
             return True
-        self._list_everybody()
+        now = self._timetable.now()
+        self._list_everybody(now)
         listed = self._listed(generation)
-        rows, found = self._timetable.find(generation, listed)
+        rows, found = self._timetable.find(generation, listed, now)
         num_new -= sum(block != NOWHERE for block in found)
         if num_new > num_free:
             return False
         own = iter(self._share(shared) + self._take(num_new))
         blocks = [next(own) for _ in range(listed.start)]
         blocks += [next(own) if block == NOWHERE else block for block in found]
-        self._timetable.enter(generation, listed, blocks[listed.start :], rows)
+        self._timetable.enter(generation, listed, blocks[listed.start :], now, rows)
         self._hold(generation, blocks, digests)
         return True
 
@@ -190,11 +191,11 @@ class PagedLedger(KVLedger):
         num_full = len(generation.prompt) // self._block_size if self._prefix_caching else 0
         return range(num_full, self._num_blocks(generation.max_length))
 
-    def _list_everybody(self) -> None:
+    def _list_everybody(self, now: int) -> None:
         for generation in self._unlisted:
             listed = self._listed(generation)
             blocks = self._held[generation].blocks[listed.start :]
-            self._timetable.enter(generation, listed, blocks)
+            self._timetable.enter(generation, listed, blocks, now)
         self._unlisted.clear()
 
     def _leave(self, generation: Generation) -> set[int]:

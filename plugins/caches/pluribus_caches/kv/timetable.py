@@ -163,18 +163,23 @@ class Timetable:
         """Tokens up to the first block that is awaited, of those who wait for any."""
         return self._limits
 
-    def find(self, generation: Generation, indices: range) -> tuple[Ints, list[int]]:
+    def now(self) -> int:
+        """Return where the furthest of those who have entered is."""
+        at = (entry.since + _progress(each) for each, entry in self._entries.items())
+        return max(at, default=0)
+
+    def find(self, generation: Generation, indices: range, now: int) -> tuple[Ints, list[int]]:
         """Return a gap for each of these blocks of a text, and the blocks in which they are.
 
         Args:
             generation: who wants to enter.
             indices: of those blocks of its text that are to be in the timetable.
+            now: what ``now`` returns.
 
         Returns:
             Rows, to give to ``enter`` before anything else happens, and blocks; NOWHERE where
             there is no gap.
         """
-        now = self._now()
         since, until = self._times(generation, now)
         rows = self._gaps.find(self._needs(generation, indices, since), until, now)
         return rows, np.where(rows == NOWHERE, NOWHERE, self._gaps.blocks[rows]).tolist()
@@ -184,6 +189,7 @@ class Timetable:
         generation: Generation,
         indices: range,
         blocks: Sequence[int],
+        now: int,
         rows: Ints | None = None,
     ) -> None:
         """Let a generation hold these blocks when it needs them.
@@ -192,10 +198,11 @@ class Timetable:
             generation: who enters, new or running already.
             indices: of the blocks in its text.
             blocks: for each of them.
+            now: what ``now`` returns, and goes on to return.
             rows: the gaps in which it takes them; NOWHERE where a block is its own already, as
                 all are by default.
         """
-        since, until = self._times(generation, self._now())
+        since, until = self._times(generation, now)
         entry = Entry(since, until, dict(zip(blocks, indices, strict=True)))
         self._entries[generation] = entry
         needs = self._needs(generation, indices, since)
@@ -274,11 +281,6 @@ class Timetable:
             time = entry.until
         assert time == self._gaps.starts[chain.gaps[-1]]
         assert self._gaps.ends[chain.gaps[-1]] == FUTURE
-
-    def _now(self) -> int:
-        """Return where the furthest is."""
-        at = (entry.since + _progress(each) for each, entry in self._entries.items())
-        return max(at, default=0)
 
     def _times(self, generation: Generation, now: int) -> tuple[int, int]:
         """Return from when until when a generation, where it is now, needs blocks."""
