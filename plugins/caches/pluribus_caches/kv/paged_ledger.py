@@ -42,11 +42,21 @@ class PagedLedger(KVLedger):
     Where less than half of the blocks would stay free, those who are promised room share blocks
     in time, as the timetable has it. Before that nobody is in it, and it costs nothing. What
     others may find while its holder runs, the full blocks of a prompt, is never shared so.
+
+    Args:
+        num_blocks: of the store.
+        block_size: tokens of each.
+        prefix_caching: whether what is known is found again.
+        is_ample: whether there are enough for all that may run at once, however long: then
+            nothing needs to be shared in time.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_caching: bool, *, is_ample: bool = False
+    ) -> None:
         self._block_size = block_size
         self._prefix_caching = prefix_caching
+        self._is_ample = is_ample
         self._free = FreeBlocks(num_blocks)
         self._num_holders = [0] * num_blocks
         self._held: dict[Generation, Holding] = {}
@@ -82,6 +92,8 @@ class PagedLedger(KVLedger):
         Whoever was refused is looked at again once something has been released, or after some
         steps: later, more of what others hold is given back in time.
         """
+        if self._is_ample:
+            return self.try_reserve(generation)
         assert generation not in self._held, f"generation {generation.id} is reserved already"
         num_asked = self._refused.get(generation, 0)
         if num_asked % PATIENCE or not self._promise(generation):

@@ -117,18 +117,20 @@ class Gaps:
         if not len(needs):
             return np.empty(0, np.int64)
         usable = np.flatnonzero((self.ends >= until) & (self.starts <= needs[-1]))
-        starts = np.maximum(self.starts[usable], now - 2**30)  # one number holds both
+        starts = np.maximum(self.starts[usable] - now, -(2**30))
         slack = np.minimum(self.ends[usable] - until, 2**31)
-        order = usable[np.argsort(((starts - now) << 32) - slack)]
+        # By start, and of those that start together the tightest last. As one number, because
+        # sorting by two takes ten times as long.
+        order = usable[np.argsort((starts << 32) - slack)]
         starts = self.starts[order]
         in_time = np.searchsorted(starts, needs[::-1], side="right")
         in_time[needs[::-1] <= now] = np.searchsorted(starts, PAST, side="right")
         # The last of those in time, or if later needs have taken that, the one before them.
         number = np.arange(len(needs))
-        taken = np.minimum.accumulate(in_time - 1 + number) - number
+        taken = (np.minimum.accumulate(in_time - 1 + number) - number)[::-1]
         rows = np.full(len(needs), NOWHERE)
         rows[taken >= 0] = order[taken[taken >= 0]]
-        return rows[::-1]
+        return rows
 
     def check_integrity(self, rows: list[int]) -> None:
         """Raise AssertionError unless these rows are all that are in use."""
@@ -206,13 +208,9 @@ class Timetable:
         entry = Entry(since, until, dict(zip(blocks, indices, strict=True)))
         self._entries[generation] = entry
         needs = self._needs(generation, indices, since)
-        rows = np.full(len(blocks), NOWHERE) if rows is None else rows
-        is_new = rows == NOWHERE
-        fresh = [block for block, new in zip(blocks, is_new, strict=True) if new]
-        for block, row in zip(fresh, self._gaps.add(fresh, PAST, FUTURE), strict=True):
-            self._chains[block] = Chain([row])
-        rows = rows.copy()
-        rows[is_new] = [self._chains[block].gaps[0] for block in fresh]
+        rows = np.full(len(blocks), NOWHERE) if rows is None else rows.copy()
+        own = np.flatnonzero(rows == NOWHERE).tolist()
+        rows[own] = self._open([blocks[index] for index in own])
         later = self._gaps.add(blocks, until, self._gaps.ends[rows])
         self._gaps.ends[rows] = needs
         changed = {
@@ -291,6 +289,13 @@ class Timetable:
         """Return from when on a text needs each of these blocks."""
         first = self._block_size * np.arange(indices.start, indices.stop)
         return since + np.maximum(first - len(generation.prompt), 0)
+
+    def _open(self, blocks: list[int]) -> list[int]:
+        """Make chains without a holder, one gap each; return the rows of the gaps."""
+        rows = self._gaps.add(blocks, PAST, FUTURE)
+        for block, row in zip(blocks, rows, strict=True):
+            self._chains[block] = Chain([row])
+        return rows
 
     def _insert(self, generation: Generation, block: int, before: int, after: int) -> Generation:
         """Put a holder between two gaps; return who waits for the block now, or holds it alone."""
