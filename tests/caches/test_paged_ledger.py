@@ -348,3 +348,13 @@ def test_uneven_requests_run_all_at_once_though_their_lengths_exceed_the_room(se
             ledger.release(member)
             crowd.remove(member)
     assert ledger.num_used_tokens == 0
+
+
+def test_a_prompt_that_is_only_scored_may_have_nothing_to_share_in_time() -> None:
+    ledger = ledger_of(12)
+    promised(ledger, generation(range(4), max_tokens=36))
+    scored = promised(ledger, generation(range(50, 58), max_tokens=0, prompt_logprobs=0))
+    assert ledger.num_used_tokens == 12 * BLOCK_SIZE
+    ledger.check_integrity()
+    ledger.release(scored)
+    assert ledger.num_used_tokens == 10 * BLOCK_SIZE

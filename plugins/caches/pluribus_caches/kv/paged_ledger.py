@@ -10,7 +10,8 @@ from itertools import takewhile
 
 from pluribus import Generation, KVLedger
 from pluribus_caches.kv.free_blocks import FreeBlocks
-from pluribus_caches.kv.timetable import NOWHERE, Timetable
+from pluribus_caches.kv.gaps import NOWHERE
+from pluribus_caches.kv.timetable import Timetable
 
 Digest = bytes
 """Stands for a salt and all tokens up to the end of a block, and so for what the block holds."""
