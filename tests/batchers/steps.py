@@ -33,7 +33,7 @@ class StepMachine(BatcherMachine):
 
     def check_batch(self, batch: Batch, joining: list[Generation]) -> None:
         super().check_batch(batch, joining)
-        expected = {g: 1 for g in self.running if g.num_unscheduled and not is_prefilling(g)}
+        expected = {g: 1 for g in self.running if self.num_allowed(g) and not is_prefilling(g)}
         budget = self.max_batch_tokens - len(expected)
         for member in [g for g in self.running if is_prefilling(g)] + joining:
             assert budget, "the token budget was overspent"

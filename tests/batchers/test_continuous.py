@@ -58,6 +58,19 @@ def test_generations_join_and_leave_at_every_step() -> None:
     assert run_step(batcher) == [2, 3]
 
 
+def test_who_waits_for_promised_room_is_left_out_until_it_is_there() -> None:
+    members = [generation(number, prompt=(2,)) for number in (1, 2)]
+    ledger = RoomFor(100)
+    batcher = batcher_of(*members, ledger=ledger)
+    assert run_counts(batcher) == {1: 1, 2: 1}
+    ledger.limits[members[0]] = 2
+    assert [run_counts(batcher) for _ in range(2)] == [{1: 1, 2: 1}, {2: 1}]
+    ledger.limits[members[1]] = 3
+    assert batcher.next_batch() is None
+    ledger.limits.clear()
+    assert run_counts(batcher) == {1: 1, 2: 1}
+
+
 def test_a_long_prompt_is_computed_in_chunks_that_cover_it_exactly() -> None:
     batcher = batcher_of(only := generation(1, prompt=(2,) * 10))
     steps = [run_counts(batcher) for _ in range(6)]
@@ -162,6 +175,17 @@ class AdmitsOneAStep(ContinuousBatcher):
         return super()._admit()
 
 
+class IgnoresTheLimits(ContinuousBatcher):
+    def next_batch(self) -> Batch | None:
+        ledger = self._ledger
+        assert isinstance(ledger, RoomFor)
+        limits = dict(ledger.limits)
+        ledger.limits.clear()
+        batch = super().next_batch()
+        ledger.limits.update(limits)
+        return batch
+
+
 def step_contract(batcher: type[ContinuousBatcher]) -> BatcherContract:
     class Contract(BatcherContract):
         machine = StepMachine
@@ -181,6 +205,7 @@ def step_contract(batcher: type[ContinuousBatcher]) -> BatcherContract:
         (ComputesWhatTheCacheHolds, "num_unscheduled"),
         (TriesTheNextWhenTheHeadDoesNotFit, "overtook"),
         (AdmitsOneAStep, "could have joined"),
+        (IgnoresTheLimits, "beyond its limit"),
         (FairBatcher, "overtook"),
     ],
 )

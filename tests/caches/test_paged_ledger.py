@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from pluribus import Generation, SamplingParams
-from pluribus_caches.kv.paged_ledger import PagedLedger
+from pluribus_caches.kv.paged_ledger import PATIENCE, PagedLedger
 
 BLOCK_SIZE = 4
 
@@ -219,3 +221,140 @@ def test_a_text_lies_in_one_run_where_there_is_one() -> None:
     assert ledger.try_reserve(late)
     blocks = ledger.placement(late)
     assert blocks == tuple(range(blocks[0], blocks[0] + 4))
+
+
+def promised(ledger: PagedLedger, member: Generation) -> Generation:
+    """Let a generation be promised room, and plan the step that computes its prompt."""
+    assert ledger.try_promise(member)
+    plan(ledger, member, member.num_unscheduled)
+    return member
+
+
+def run_a_step(ledger: PagedLedger, member: Generation, *, times: int = 1) -> None:
+    for _ in range(times):
+        member.tokens.append(member.prompt[-1] + 1 + len(member.tokens))
+        plan(ledger, member, 1)
+    ledger.check_integrity()
+
+
+def test_while_half_of_the_room_is_free_promises_are_reservations() -> None:
+    ledger = ledger_of(24)
+    texts = [promised(ledger, generation(range(n, n + 8), max_tokens=16)) for n in (0, 50)]
+    for text in texts:
+        blocks = ledger.placement(text)
+        assert blocks == tuple(range(blocks[0], blocks[0] + 6))
+    assert ledger.limits == {}
+    promised(ledger, generation(range(90, 93), max_tokens=1))
+    assert ledger.num_used_tokens == 12 * BLOCK_SIZE
+    assert ledger.limits.keys() <= {*texts}
+    assert ledger.limits
+
+
+def test_a_short_one_is_given_what_a_long_one_needs_later() -> None:
+    ledger = ledger_of(12)
+    long = promised(ledger, generation(range(4), max_tokens=36))
+    short = promised(ledger, generation(range(50, 57), max_tokens=5))
+    assert ledger.num_used_tokens == 11 * BLOCK_SIZE
+    assert ledger.limits == {long: 20}
+    ledger.check_integrity()
+    ledger.release(short)
+    assert ledger.limits == {}
+    assert ledger.num_used_tokens == 10 * BLOCK_SIZE
+
+
+def test_reserving_takes_nothing_that_is_promised() -> None:
+    ledger = ledger_of(12)
+    promised(ledger, generation(range(4), max_tokens=36))
+    assert not ledger.try_reserve(generation(range(50, 59), max_tokens=1))
+    assert ledger.try_reserve(generation(range(50, 57), max_tokens=1))
+
+
+def test_an_ample_ledger_promises_nothing() -> None:
+    ledger = PagedLedger(12, BLOCK_SIZE, prefix_caching=True, is_ample=True)
+    promised(ledger, generation(range(4), max_tokens=36))
+    assert not ledger.try_promise(generation(range(50, 57), max_tokens=5))
+
+
+def test_what_a_prompt_fills_is_not_shared_in_time_so_others_can_find_it() -> None:
+    ledger = ledger_of(24)
+    first = promised(ledger, generation(range(20), max_tokens=24))
+    second = promised(ledger, generation(range(20), max_tokens=24))
+    assert second.num_cached == 16
+    assert ledger.placement(second)[:4] == ledger.placement(first)[:4]
+    third = promised(ledger, generation(range(50, 53), max_tokens=1))
+    prompts = {*ledger.placement(first)[:5], *ledger.placement(second)[:5]}
+    assert not {*ledger.placement(third)} & prompts
+    ledger.check_integrity()
+
+
+def test_a_block_that_others_wait_for_is_not_found_when_its_holder_has_ended() -> None:
+    ledger = ledger_of(13)
+    long = promised(ledger, generation(range(4), max_tokens=36))
+    short = promised(ledger, generation(range(50, 54), max_tokens=9))
+    shared = {*ledger.placement(long)} & {*ledger.placement(short)[1:]}
+    assert shared
+    run_a_step(ledger, short, times=8)
+    ledger.release(short)
+    assert {*ledger.placement(long)} >= shared
+    assert num_found(ledger, range(50, 61)) == 4
+    ledger.check_integrity()
+
+
+def test_who_was_refused_is_looked_at_again_when_somebody_has_gone() -> None:
+    ledger = ledger_of(12)
+    others = [promised(ledger, generation(range(n, n + 19), max_tokens=1)) for n in (0, 50)]
+    refused = generation(range(100, 119), max_tokens=1)
+    assert not ledger.try_promise(refused)
+    ledger.release(others[0])
+    assert ledger.try_promise(refused)
+
+
+def test_who_was_refused_is_looked_at_again_after_a_while() -> None:
+    """Then more needs of a newcomer come after what runs is over."""
+    ledger = ledger_of(10, prefix_caching=False)
+    first = promised(ledger, generation(range(4), max_tokens=20))
+    second = generation(range(50, 54), max_tokens=16)
+    assert not ledger.try_promise(second)
+    run_a_step(ledger, first, times=19)
+    asked = [ledger.try_promise(second) for _ in range(PATIENCE)]
+    assert asked == [False] * (PATIENCE - 1) + [True]
+    assert ledger.limits == {second: 16}
+    ledger.check_integrity()
+    ledger.release(first)
+    assert ledger.limits == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uneven_requests_run_all_at_once_though_their_lengths_exceed_the_room(seed: int) -> None:
+    """The requests of ``mix512`` in benchmarks/compare.py, on the room that OPT-6.7B leaves."""
+    chance = Random(seed)
+    ledger = ledger_of(124_672 // 16, block_size=16, prefix_caching=False)
+    crowd = []
+    for _ in range(512):
+        num_prompt = min(1024, max(4, int(chance.lognormvariate(4.6, 1.1))))
+        num_answer = min(768, max(4, int(chance.lognormvariate(4.9, 0.9))))
+        crowd.append(generation(range(num_prompt), num_answer))
+        assert ledger.try_promise(crowd[-1])
+        for _ in range(num_prompt - 1):
+            chance.randrange(4, 50_000)  # as there, so that the lengths are the same
+    ledger.check_integrity()
+    assert sum(member.max_length for member in crowd) > 1.3 * 124_672
+    while crowd:
+        limits = ledger.limits
+        for member in crowd:
+            assert member.num_scheduled < limits.get(member, member.max_length), "it has to wait"
+            member.num_scheduled += member.num_unscheduled
+        for member in [member for member in crowd if not member.num_unscheduled]:
+            ledger.release(member)
+            crowd.remove(member)
+    assert ledger.num_used_tokens == 0
+
+
+def test_a_prompt_that_is_only_scored_may_have_nothing_to_share_in_time() -> None:
+    ledger = ledger_of(12)
+    promised(ledger, generation(range(4), max_tokens=36))
+    scored = promised(ledger, generation(range(50, 58), max_tokens=0, prompt_logprobs=0))
+    assert ledger.num_used_tokens == 12 * BLOCK_SIZE
+    ledger.check_integrity()
+    ledger.release(scored)
+    assert ledger.num_used_tokens == 10 * BLOCK_SIZE

@@ -101,6 +101,24 @@ def test_every_pass_counts() -> None:
     assert timing.mean_batch_size == pytest.approx(10 / 9)
 
 
+def test_no_pass_goes_beyond_the_room_there_is() -> None:
+    executor = CountingExecutor()
+    executor.passes = 8
+    engine = core(executor)
+    engine.add(free := ask(1, length=3, max_tokens=9))
+    engine.add(late := ask(2, length=3, max_tokens=9))
+    limits = engine.ledger.limits
+    assert isinstance(limits, dict)
+    limits[late] = 6
+    engine.step()
+    engine.step()
+    assert executor.steps[-1].passes == 3
+    assert late.num_scheduled == 6
+    limits.clear()
+    run(engine)
+    assert late.tokens == free.tokens == [*range(1003, 1012)]
+
+
 @pytest.mark.parametrize("repeats", [0, -1, 5])
 def test_a_batcher_that_repeats_what_it_may_not_is_named(repeats: int) -> None:
     class Overdoing(BucketBatcher):

@@ -91,6 +91,20 @@ def test_a_batcher_that_breaks_its_contract_is_named(
     assert str(caught.value) == f"the batcher {name} {breach}"
 
 
+def test_a_batcher_that_goes_beyond_a_limit_is_named() -> None:
+    engine = misplanning(lambda g: Batch({g: g.num_unscheduled}))
+    engine.add(only := ask(1, length=3, max_tokens=9))
+    engine.ledger.limits[only] = 4  # type: ignore[index]
+    engine.step()
+    engine.step()
+    with pytest.raises(PluginError) as caught:
+        engine.step()
+    assert str(caught.value).endswith(
+        ".Misplanning plans 1 tokens of generation 1 after 4, which has room in the KV cache for 4 "
+        "until others give back what it was promised"
+    )
+
+
 def test_a_batcher_that_starts_too_many_is_named() -> None:
     engine = misplanning(lambda g: Batch(dict.fromkeys(both, 1)))
     both = [ask(1), ask(2)]

@@ -191,6 +191,41 @@ class LosesRoom(ContiguousLedger):
         return num_tokens <= 40
 
 
+class Promises(ContiguousLedger):
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens)
+        self.promised: list[Generation] = []
+
+    def try_promise(self, generation: Generation) -> bool:
+        is_promised = self.try_reserve(generation)
+        self.promised += [generation] * is_promised
+        return is_promised
+
+    def release(self, generation: Generation) -> None:
+        super().release(generation)
+        self.promised = [each for each in self.promised if each is not generation]
+
+
+class LimitsWhoReserved(Promises):
+    @property
+    def limits(self) -> dict[Generation, int]:
+        reserved = self._held.difference(self.promised)
+        return {g: max(g.num_scheduled, len(g.prompt) + 1) for g in reserved}
+
+
+class LetsThemWaitForEachOther(Promises):
+    @property
+    def limits(self) -> dict[Generation, int]:
+        waiting = self.promised if len(self.promised) > 1 else []
+        return {g: max(g.num_scheduled, len(g.prompt) + 1) for g in waiting}
+
+
+class HasNoRoomForTheFirstToken(Promises):
+    @property
+    def limits(self) -> dict[Generation, int]:
+        return {g: len(g.prompt) for g in self.promised if g.num_scheduled < len(g.prompt)}
+
+
 class ForgetsThePadding(ContiguousStore):
     def _arrange(self, padding: dict[int, int]) -> None:
         super()._arrange(padding)
@@ -243,6 +278,21 @@ def kv_cache_contract(
 def test_the_kit_refuses_a_ledger_that_loses_room() -> None:
     with pytest.raises(AssertionError):
         kv_cache_contract(ledger=LosesRoom).test_the_ledger_adds_up_whatever_happens()
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (LimitsWhoReserved, "was promised nothing"),
+        (LetsThemWaitForEachOther, "wait for each other"),
+        (HasNoRoomForTheFirstToken, "no room for the prompt"),
+    ],
+)
+def test_the_kit_refuses_promises_of_a_ledger_that(
+    broken: type[ContiguousLedger], complaint: str
+) -> None:
+    with pytest.raises(AssertionError, match=complaint):
+        kv_cache_contract(ledger=broken).test_the_ledger_adds_up_whatever_happens()
 
 
 def test_the_kit_refuses_a_ledger_that_promises_what_the_store_lacks() -> None:

@@ -184,6 +184,7 @@ class EngineCore:
             self.batcher,
             batch,
             self._running,
+            self.ledger.limits,
             num_free_slots=len(self._free_slots),
             is_idle=not self._under_way,
         )
@@ -217,6 +218,9 @@ class EngineCore:
                 return 1
             if not generation.params.is_plain:
                 most = min(most, generation.max_length - 1 - generation.num_scheduled)
+        for generation, limit in self.ledger.limits.items():
+            if generation in batch.num_tokens:
+                most = min(most, limit - generation.num_scheduled)
         return check_repeats(self.batcher, self.batcher.repeat(batch, most), most)
 
     def _admit(self, generation: Generation) -> Admission:

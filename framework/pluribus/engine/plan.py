@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from pluribus.errors import PluginError
@@ -14,6 +14,7 @@ def check_plan(
     batcher: Batcher,
     batch: Batch | None,
     alive: Collection[Generation],
+    limits: Mapping[Generation, int],
     *,
     num_free_slots: int,
     is_idle: bool,
@@ -24,6 +25,7 @@ def check_plan(
         batcher: that planned it.
         batch: the next step, or None where it has none.
         alive: generations that wait or run.
+        limits: tokens that some of them may have scheduled, as the KV ledger says.
         num_free_slots: how many of them may begin to run.
         is_idle: whether no step is under way.
     """
@@ -46,6 +48,15 @@ def check_plan(
                 batcher,
                 f"plans {num_tokens} tokens of generation {generation.id}, which has "
                 f"{generation.num_unscheduled} to compute",
+            )
+    for generation, limit in limits.items():
+        num_tokens = batch.num_tokens.get(generation, 0)
+        if num_tokens and generation.num_scheduled + num_tokens > limit:
+            _blame(
+                batcher,
+                f"plans {num_tokens} tokens of generation {generation.id} after "
+                f"{generation.num_scheduled}, which has room in the KV cache for {limit} until "
+                "others give back what it was promised",
             )
     num_new = len([g for g in batch.num_tokens if g.slot is None])
     if num_new > num_free_slots:

@@ -45,9 +45,11 @@ class Batcher(ABC):
     def next_batch(self) -> Batch | None:
         """Return the next step's batch, or None when nothing can run.
 
-        Reserve a generation in the ledger before it runs for the first time. When anything
-        is waiting and nothing is running or under way, this must return a batch. The engine
-        advances ``num_scheduled`` itself.
+        Reserve a generation in the ledger before it runs for the first time: ``try_reserve``,
+        or ``try_promise`` and then no tokens beyond the ledger's ``limits``. When anything is
+        waiting and nothing is running or under way, this must return a batch; nor may it be
+        None when nothing is under way and anybody running could go on. The engine advances
+        ``num_scheduled`` itself.
         """
 
     def repeat(self, batch: Batch, most: int) -> int:

@@ -9,9 +9,10 @@ and attends to what is there. What the ledger promised a generation reaches the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pluribus.generation import Generation
@@ -68,6 +69,9 @@ class TokenLayout:
     last: Tensor
 
 
+_NO_LIMITS: Mapping[Generation, int] = MappingProxyType({})
+
+
 class KVLedger(ABC):
     """Who holds how much of the cache. Used by the engine's thread alone."""
 
@@ -84,6 +88,29 @@ class KVLedger(ABC):
         prompt, and none where ``params.prompt_logprobs`` wants every token computed.
         """
 
+    def try_promise(self, generation: Generation) -> bool:
+        """Reserve as ``try_reserve`` does, but perhaps room that others hold for now.
+
+        Room for the prompt and one token more is there at once. What comes later may be promised
+        where others will have given it back in time, if everybody who runs gets a token in each
+        step; until they have, ``limits`` says how far the generation may go. Whoever waits so
+        waits for somebody who can go on, so that all come to their end, however unevenly they
+        get tokens. This may lower the limits of others who were promised room, but whoever could
+        have a token before can have one afterwards.
+
+        Whoever calls this heeds ``limits``; ``try_reserve`` promises nothing that is not there.
+        """
+        return self.try_reserve(generation)
+
+    @property
+    def limits(self) -> Mapping[Generation, int]:
+        """How many leading tokens of a text may be scheduled for now.
+
+        Of those generations alone that wait for promised room: all others have their whole
+        length. Cheap, for it is read at every step; valid until the ledger is used again.
+        """
+        return _NO_LIMITS
+
     @abstractmethod
     def placement(self, generation: Generation) -> tuple[int, ...]:
         """Return what the store must know of a reservation."""
@@ -93,7 +120,7 @@ class KVLedger(ABC):
 
     @abstractmethod
     def release(self, generation: Generation) -> None:
-        """Give back what ``try_reserve`` took."""
+        """Give back what ``try_reserve`` or ``try_promise`` took."""
 
     @property
     @abstractmethod

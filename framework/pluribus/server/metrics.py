@@ -193,7 +193,9 @@ def _engine_readings(readings: Readings) -> Iterator[Metric]:
     yield _gauge("kv_cache_used_tokens", "Tokens held by generations", used)
     yield _count("prefix_cache_queried_tokens", "Prompt tokens looked for", queried)
     yield _count("prefix_cache_hit_tokens", "Prompt tokens found", hit)
-    yield _count("preemptions", "Always 0: room is reserved before a generation starts", 0)
+    yield _count(
+        "preemptions", "Always 0: room is reserved or promised before a generation starts", 0
+    )
 
 
 def _replica_readings(fleet: Fleet) -> Iterator[Metric]:

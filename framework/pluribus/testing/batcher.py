@@ -71,6 +71,7 @@ class BatcherMachine(RuleBasedStateMachine):
             assert member in running, f"{member.id} was never added, or is finished"
             assert member in self.ledger.held, f"{member.id} runs without a reservation"
             assert 1 <= num_tokens <= member.num_unscheduled
+            assert num_tokens <= self.num_allowed(member), f"{member.id} goes beyond its limit"
 
     def check_repeats(self, again: list[Generation]) -> None:
         """Raise AssertionError unless it was right to compute one more token of each of these."""
@@ -100,13 +101,27 @@ class BatcherMachine(RuleBasedStateMachine):
     def let_the_ledger_refuse(self, is_shut: bool) -> None:
         self.ledger.is_shut = is_shut
 
+    @precondition(lambda self: self.ledger.promised)
+    @rule(data=st.data(), ahead=st.integers(0, 3))
+    def let_promised_room_be_late(self, data: st.DataObject, ahead: int) -> None:
+        promised = [member for member in self.running if member in self.ledger.promised]
+        if promised:
+            member = data.draw(st.sampled_from(promised))
+            least = max(member.num_scheduled, len(member.prompt) + 1)
+            self.ledger.limits[member] = least + ahead
+
+    @rule()
+    def let_promised_room_be_there(self) -> None:
+        self.ledger.limits.clear()
+
     @precondition(lambda self: len(self.under_way) <= self.lookahead)
     @rule(max_passes=st.integers(1, 4))
     def submit_step(self, max_passes: int) -> None:
         batch = self.batcher.next_batch()
         if batch is None:
-            is_idle = not self.waiting and not self.running
-            assert is_idle or self.under_way, "there is work, but nothing runs"
+            nobody_could = not any(map(self.num_allowed, self.running))
+            may_wait = nobody_could and (bool(self.running) or not self.waiting)
+            assert may_wait or self.under_way, "there is work, but nothing runs"
             return
         assert len(batch), "a batch of nobody"
         joining = [member for member in batch.num_tokens if member not in self.running]
@@ -156,6 +171,7 @@ class BatcherMachine(RuleBasedStateMachine):
             self._run_to_the_end()
 
     def _run_to_the_end(self) -> None:
+        self.let_promised_room_be_there()
         work = sum(member.max_length for member in self.waiting + self.running)
         for _ in range(10 * work):  # ten times over, for batchers that preempt
             while self.under_way:
@@ -171,11 +187,18 @@ class BatcherMachine(RuleBasedStateMachine):
             return [self.waiting]
         return [[m for m in self.waiting if m.tenant == tenant] for tenant in WEIGHTS]
 
+    def num_allowed(self, member: Generation) -> int:
+        """Return how many tokens of one that runs a step may compute."""
+        limit = self.ledger.limits.get(member, member.max_length)
+        return min(member.num_unscheduled, limit - member.num_scheduled)
+
     def _passes(self, batch: Batch, most: int) -> int:
         """Return how often the batch runs, which is asked where it may be more than once."""
         for member, num_tokens in batch.num_tokens.items():
             if num_tokens > 1 or member.takes_one_pass:
                 return 1
+            if limit := self.ledger.limits.get(member):
+                most = min(most, limit - member.num_scheduled)
         passes = self.batcher.repeat(batch, most) if most > 1 else 1
         assert 1 <= passes <= most, f"repeated {passes} times where 1 to {most} are possible"
         return passes

@@ -16,6 +16,8 @@ class RoomFor(KVLedger):
         num_stored: leading tokens of every prompt that it finds stored already, at most.
         is_shut: whether it refuses, for reasons of its own, everybody who would not be alone.
         held: who has reserved and not released.
+        promised: those of them who asked for a promise. They have all of their room, but
+            ``limits`` may be set for them.
     """
 
     def __init__(self, num_tokens: int, *, num_stored: int = 0) -> None:
@@ -23,6 +25,8 @@ class RoomFor(KVLedger):
         self.num_stored = num_stored
         self.is_shut = False
         self.held: set[Generation] = set()
+        self.promised: set[Generation] = set()
+        self._limits: dict[Generation, int] = {}
 
     @property
     def room(self) -> int:
@@ -53,14 +57,28 @@ class RoomFor(KVLedger):
         generation.num_cached = generation.num_scheduled = found
         return True
 
+    def try_promise(self, generation: Generation) -> bool:
+        """Reserve, and let ``limits`` be set; or change nothing and return False."""
+        if not self.try_reserve(generation):
+            return False
+        self.promised.add(generation)
+        return True
+
+    @property
+    def limits(self) -> dict[Generation, int]:
+        """Whatever a test makes of them."""
+        return self._limits
+
     def placement(self, generation: Generation) -> tuple[int, ...]:
         """Return nothing."""
         return ()
 
     def release(self, generation: Generation) -> None:
-        """Give back what ``try_reserve`` took."""
+        """Give back what was taken."""
         assert generation in self.held, f"generation {generation.id} holds nothing to release"
         self.held.remove(generation)
+        self.promised.discard(generation)
+        self._limits.pop(generation, None)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if more is held than there is."""

@@ -21,27 +21,48 @@ from pluribus.testing.machine import run_machine
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Reserves, runs and releases at random."""
+    """Reserves, promises, runs within the limits and releases, all at random."""
 
     def __init__(self, cache: KVCache, shape: KVShape) -> None:
         super().__init__()
         self.num_tokens = shape.num_tokens
         self.ledger = cache.ledger(shape)
         self.held: list[Generation] = []
+        self.promised: set[Generation] = set()
         self.num_made = 0
 
-    @rule(prompt=prompts, max_tokens=st.integers(1, 20), scores=st.booleans(), salt=salts)
-    def reserve(self, prompt: tuple[int, ...], max_tokens: int, scores: bool, salt: str) -> None:
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 20),
+        scores=st.booleans(),
+        salt=salts,
+        promise=st.booleans(),
+    )
+    def reserve(
+        self,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        *,
+        scores: bool = False,
+        salt: str = "",
+        promise: bool = False,
+    ) -> None:
         self.num_made += 1
         params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=0 if scores else None)
         generation = Generation(id=self.num_made, prompt=prompt, params=params, salt=salt)
         num_used_tokens = self.ledger.num_used_tokens
-        reserved = self.ledger.try_reserve(generation)
+        ask = self.ledger.try_promise if promise else self.ledger.try_reserve
+        before = {other: self.num_allowed(other) for other in self.held}
+        reserved = ask(generation)
         if not self.held:
             assert reserved == self.ledger.fits(generation.max_length), "alone, it has to fit"
         if reserved:
             self.held.append(generation)
+            if promise:
+                self.promised.add(generation)
             self.check_reserved(generation)
+            for other, num_allowed in before.items():
+                assert not num_allowed or self.num_allowed(other), "it may not go on any more"
         else:
             assert generation.num_scheduled == generation.num_cached == 0
             assert self.ledger.num_used_tokens == num_used_tokens
@@ -52,20 +73,25 @@ class LedgerMachine(RuleBasedStateMachine):
         assert generation.num_cached < len(generation.prompt), "nothing left to sample from"
         if generation.params.prompt_logprobs is not None:
             assert not generation.num_cached, "what is not computed cannot be scored"
+        limit = self.ledger.limits.get(generation, generation.max_length)
+        assert limit > len(generation.prompt), "no room for the prompt and a token"
         assert all(type(number) is int for number in self.ledger.placement(generation))
 
     @rule(most=st.integers(1, 5))
     def run(self, most: int) -> None:
         for generation in self.held:
-            generation.num_scheduled += min(most, generation.num_unscheduled)
+            generation.num_scheduled += min(most, self.num_allowed(generation))
             self.ledger.advance(generation)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
+    def run_one(self, data: st.DataObject) -> None:
+        self._run_as_far_as_can_be(data.draw(st.sampled_from(self.held)))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        released = data.draw(st.sampled_from(self.held))
-        self.held.remove(released)
-        self.ledger.release(released)
+        self._release(data.draw(st.sampled_from(self.held)))
 
     @invariant()
     def ledger_adds_up(self) -> None:
@@ -73,18 +99,43 @@ class LedgerMachine(RuleBasedStateMachine):
         assert bool(self.ledger.num_used_tokens) == bool(self.held)
         assert self.ledger.num_used_tokens <= self.num_tokens
 
+    @invariant()
+    def only_promised_room_is_awaited(self) -> None:
+        limited = self.ledger.limits.keys()
+        assert limited <= self.promised, "who was promised nothing has to wait"
+        for generation, limit in self.ledger.limits.items():
+            assert generation.num_scheduled <= limit, "less room than has been used"
+
+    def num_allowed(self, generation: Generation) -> int:
+        """Return how many tokens may be computed now."""
+        limit = self.ledger.limits.get(generation, generation.max_length)
+        return min(generation.num_unscheduled, limit - generation.num_scheduled)
+
     def teardown(self) -> None:
         if sys.exception() is None:  # else what failed says more
-            self._release_all()
+            self._run_to_the_end()
 
-    def _release_all(self) -> None:
-        for generation in self.held:
-            self.ledger.release(generation)
+    def _run_to_the_end(self) -> None:
+        while self.held:
+            for generation in self.held:
+                self._run_as_far_as_can_be(generation)
+            over = [generation for generation in self.held if not generation.num_unscheduled]
+            assert over, "all of them wait for each other"
+            self._release(over[-1])
             self.ledger.check_integrity()
-        self.held.clear()
         largest = max(n for n in range(1, self.num_tokens + 1) if self.ledger.fits(n))
-        self.reserve((0,), largest - 1, scores=False, salt="")
+        self.reserve((0,), largest - 1)
         assert self.held, "room was lost"
+
+    def _run_as_far_as_can_be(self, generation: Generation) -> None:
+        while num_tokens := self.num_allowed(generation):
+            generation.num_scheduled += num_tokens
+            self.ledger.advance(generation)
+
+    def _release(self, generation: Generation) -> None:
+        self.held.remove(generation)
+        self.promised.discard(generation)
+        self.ledger.release(generation)
 
 
 class KVCacheContract(ABC):

@@ -62,12 +62,13 @@ class StoreMachine(RuleBasedStateMachine):
         return [slot for slot in self.running if slot not in waiting]
 
     @precondition(lambda self: self.has_free_slot() and self.may_admit())
-    @rule(prompt=prompts, max_tokens=st.integers(1, 4), salt=salts)
-    def admit(self, prompt: tuple[int, ...], max_tokens: int, salt: str) -> None:
+    @rule(prompt=prompts, max_tokens=st.integers(1, 12), salt=salts, promise=st.booleans())
+    def admit(self, prompt: tuple[int, ...], max_tokens: int, salt: str, *, promise: bool) -> None:
         self.num_made += 1
-        params = SamplingParams(max_tokens=max_tokens)
+        room = self.contract.shape.max_length - len(prompt)
+        params = SamplingParams(max_tokens=min(max_tokens, room))
         generation = Generation(id=self.num_made, prompt=prompt, params=params, salt=salt)
-        if not self.ledger.try_reserve(generation):
+        if not (self.ledger.try_promise if promise else self.ledger.try_reserve)(generation):
             return
         slot = min(set(range(self.contract.shape.num_slots)) - self.running.keys())
         self.running[slot] = generation
@@ -123,7 +124,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _num_tokens(self, generation: Generation, data: st.DataObject) -> int:
         """Return how many tokens to compute: as many as possible, less if the cache allows."""
-        most = generation.num_unscheduled
+        limit = self.ledger.limits.get(generation, generation.max_length)
+        most = min(generation.num_unscheduled, limit - generation.num_scheduled)
         if Capability.CHUNK in self.provides and most > 1:
             return data.draw(st.integers(1, most))
         may_pause = Capability.JOIN in self.provides and generation.num_scheduled

@@ -87,8 +87,9 @@ class ArrivalQueue:
 class ContinuousBatcher(Batcher):
     """Fill every step: a token for each that decodes, then prompts in turn, in chunks.
 
-    A generation is admitted when its whole length can be reserved, so none ever has to make
-    room for another. While there is no room for the head of the queue, nobody overtakes it.
+    A generation is admitted when its whole length is reserved or promised, so none ever has to
+    make room for another; one whose promised room others still hold waits for a step or more.
+    While there is no room for the head of the queue, nobody overtakes it.
     """
 
     Config = ContinuousConfig
@@ -116,6 +117,9 @@ class ContinuousBatcher(Batcher):
     def next_batch(self) -> Batch | None:
         """Return who decodes and who is prefilled, or None while the last ones are under way."""
         num_tokens = {g: 1 for g, end in self._decoding.items() if g.num_scheduled < end}
+        for limited, limit in self._ledger.limits.items():
+            if limited.num_scheduled >= limit:
+                num_tokens.pop(limited, None)
         self._waiting.charge(num_tokens)
         budget = self._config.max_batch_tokens - len(num_tokens)
         while budget and (generation := self._prefilling or self._admit()):
@@ -161,7 +165,7 @@ class ContinuousBatcher(Batcher):
         if not self._waiting or self.num_running == self._config.max_batch_size:
             return None
         head = self._waiting.head()
-        if not self._ledger.try_reserve(head):
+        if not self._ledger.try_promise(head):
             return None
         self._waiting.remove(head)
         return head

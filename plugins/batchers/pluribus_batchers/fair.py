@@ -7,8 +7,9 @@ the lowest counter, and nobody is admitted while that one does not fit. A tenant
 to wait has its counter lifted to the lowest of those who wait already, or if nobody does, to
 that of who did last: time spent idle earns no credit.
 
-What this guarantees, where ``held`` is the tokens that running generations may hold at once
-(``max_batch_size`` times the longest generation, or what the KV cache holds if that is less):
+What this guarantees, where ``held`` is the tokens that running generations may come to, all
+together (``max_batch_size`` times the longest generation; or where the KV cache promises no room
+that is not there yet, what it holds if that is less):
 
 1. While tenants i and j both have somebody waiting, the tokens served to them divided by
    their weights differ by at most ``held / weight_i + held / weight_j``, over any stretch of

@@ -60,8 +60,14 @@ class PagedKVCache(KVCache):
         """Return the counting half."""
         from pluribus_caches.kv.paged_ledger import PagedLedger
 
-        config = self._config
-        return PagedLedger(self._num_blocks(shape), config.block_size, config.prefix_caching)
+        config, num_blocks = self._config, self._num_blocks(shape)
+        longest = -(-shape.max_length // config.block_size)
+        return PagedLedger(
+            num_blocks,
+            config.block_size,
+            config.prefix_caching,
+            is_ample=num_blocks >= shape.num_slots * longest,
+        )
 
     def store(self, shape: KVShape, device: torch.device, dtype: torch.dtype) -> KVStore:
         """Return one rank's tensors, allocated."""
