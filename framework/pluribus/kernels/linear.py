@@ -18,6 +18,8 @@ TILE_ROWS = (16, 64)
 MAX_ROWS = TILE_ROWS[-1]
 MAX_TILES = 1 << 12
 """Tiles of outputs whose sums may be split."""
+PROGRAMS_AT_ONCE = 264
+"""Two on each of 132 multiprocessors."""
 LINE_BITS = tl.constexpr(1024)
 """What the cache is filled by."""
 
@@ -45,27 +47,42 @@ class Config:
 def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
     """Return how ``few_rows_linear`` is fastest; None where cuBLAS is faster, or it cannot.
 
-    Measured on an H100 at the shapes of OPT-125M to 6.7B in float16, each linear after a norm as
-    in the network, for 1, 8, 32 and 64 rows.
+    Measured in float16, each linear after a norm as in the network, for 1, 8, 32 and 64 rows: on
+    an H100 at the shapes of OPT-125M to 6.7B, and on an H200 at what a rank has of OPT-6.7B to
+    175B split in two or four.
     """
     if num_rows > MAX_ROWS:
         return None
-    is_few = num_rows <= TILE_ROWS[0]
-    ahead = 4 if is_few and in_features >= 2048 else 0
+    if num_rows <= TILE_ROWS[0]:
+        return _for_16_rows(out_features, in_features)
+    return _for_64_rows(out_features, in_features)
+
+
+def _for_16_rows(out_features: int, in_features: int) -> Config:
+    ahead = 4 if in_features >= 2048 else 0
     if out_features >= 2 * in_features:
-        if not is_few and out_features > 8192:
-            return Config(128, 128, 8, 3)
-        outputs = 32 if out_features <= (8192 if is_few else 4096) else 64
-        return Config(outputs, 128, 4, 4, ahead=ahead)
-    if in_features > out_features:
-        if out_features <= 1024:
-            return Config(32, 128, 4, 4, 8) if is_few else Config(64, 128, 4, 4, 8)
-        return Config(64, 128, 4, 4, 4) if is_few or out_features < 4096 else None
+        return Config(32 if out_features <= 8192 else 64, 128, 4, 4, ahead=ahead)
     if out_features <= 1024:
-        return Config(8, 256, 4, 4) if is_few else Config(32, 128, 4, 4, 4)
+        return Config(8, 256, 4, 4) if in_features <= out_features else Config(32, 128, 4, 4, 8)
+    if in_features <= out_features < 4096:
+        return Config(32, 128, 4, 6, ahead=ahead)
+    # As many programs as there is room for at once.
+    splits = 1 << max(0, (PROGRAMS_AT_ONCE // triton.cdiv(out_features, 64)).bit_length() - 1)
+    return Config(64, 128, 4, 4, min(4, splits), ahead=ahead if out_features > 4096 else 0)
+
+
+def _for_64_rows(out_features: int, in_features: int) -> Config | None:
+    if out_features >= 2 * in_features:
+        if in_features == 4096:
+            return Config(128, 128, 8, 3) if out_features > 8192 else Config(64, 128, 4, 4)
+        if out_features > 8192 or (out_features, in_features) == (4096, 2048):
+            return None
+        return Config(32 if out_features <= 4096 else 64, 128, 4, 4)
+    if out_features <= 1024:
+        return Config(32, 128, 4, 4, 4) if in_features <= out_features else Config(64, 128, 4, 4, 8)
     if out_features < 4096:
-        return Config(32, 128, 4, 6, ahead=ahead) if is_few else Config(64, 128, 4, 4, 4)
-    return Config(64, 128, 4, 4, 4 if is_few else 2)
+        return Config(64, 128, 4, 4, 4)
+    return Config(64, 128, 4, 4, 2) if out_features == in_features == 4096 else None
 
 
 def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
