@@ -9,11 +9,18 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from pluribus.kernels.all_reduce import BLOCK, all_reduce, no_turns, num_bytes
+from pluribus.kernels import all_reduce as kernel
+from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
 
-CAPACITY = 4 * BLOCK
-LENGTHS = (1, BLOCK, BLOCK - 1, 3, 1, 1)
-"""Of sums, one after another; the longest takes all there is of float32."""
+BLOCK = 32
+MAX_PROGRAMS = 4
+TWO_SHOTS = 4 * BLOCK
+CAPACITY = 40 * BLOCK
+LENGTHS = (1, BLOCK, BLOCK - 1, 10 * BLOCK, 3, 7 * BLOCK + 5, 1, 2 * BLOCK, 1, 10 * BLOCK - 1)
+"""Of sums, one after another; the longest takes all there is of float32.
+
+There are some of a block, of less, and of more than programs have one each, in one shot and in two.
+"""
 CPU = torch.device("cpu")
 
 
@@ -24,6 +31,7 @@ def numbers(rank: int, turn: int, length: int, dtype: torch.dtype) -> Tensor:
 
 def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connection) -> None:
     """Be one rank; Triton's interpreter has one kernel at a time, so each is a process."""
+    kernel.BLOCK, kernel.MAX_PROGRAMS, kernel.TWO_SHOTS = BLOCK, MAX_PROGRAMS, TWO_SHOTS
     peers = torch.tensor([each.data_ptr() for each in memories])
     turns = no_turns(CPU)
     sums = []
@@ -34,13 +42,15 @@ def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connectio
     results.send(sums)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2, torch.float16), (3, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(2, torch.float16), (3, torch.float32), (4, torch.float16)], ids=str
+)
 def test_every_rank_has_the_same_sum(
     monkeypatch: pytest.MonkeyPatch, size: int, dtype: torch.dtype
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # for the ranks, where tests run on a GPU as well
     context = multiprocessing.get_context("spawn")
-    memories = torch.zeros(size, num_bytes(size, CAPACITY), dtype=torch.uint8)
+    memories = torch.zeros(size, num_bytes(size, CAPACITY), dtype=torch.uint8)  # of more programs
     memories.share_memory_()  # type: ignore[no-untyped-call]
     pipes = [context.Pipe() for _ in range(size)]
     ranks = [

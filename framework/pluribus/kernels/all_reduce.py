@@ -1,7 +1,8 @@
 """A sum over the ranks of one host in a single launch, through memory that all of them see.
 
 One shot: every rank shows its numbers, waits until all have, and adds up everybody's by itself.
-That moves more than a ring does, and takes one exchange of flags instead of many.
+That moves more than a ring does, and takes one exchange of flags instead of many. Two shots, for
+more numbers and more ranks: each adds up a part, and takes the others' parts from them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from torch import Tensor
 from pluribus.kernels.launching import early, follow, launch
 
 BLOCK = 2048
-"""Numbers of a program."""
-MAX_PROGRAMS = 1024
+"""Numbers that a program moves at a time."""
+MAX_PROGRAMS = 128
+TWO_SHOTS = 2**18
+"""Bytes from which on more than two ranks take two shots."""
 
 
 def num_bytes(size: int, capacity: int) -> int:
@@ -25,33 +28,41 @@ def num_bytes(size: int, capacity: int) -> int:
         size: ranks in the group.
         capacity: bytes of the largest tensor.
     """
-    return 8 * size * MAX_PROGRAMS + 2 * capacity
+    return 8 * size * MAX_PROGRAMS + 4 * capacity
 
 
 def all_reduce(x: Tensor, peers: Tensor, turns: Tensor, rank: int, capacity: int) -> None:
     """Sum ``x`` over the ranks in place, in float32 and in the order of ranks: alike on all.
 
-    All ranks make the same calls in the same order. A program's flags count its turns, and its
-    numbers go into one of two buffers by turns: who shows the next ones has read all of these, so
-    nobody has to be waited for twice.
+    All ranks make the same calls in the same order. A program's flags count its turns, and
+    numbers go into buffers by turns, one of two: who shows the next ones has read all of these,
+    so nobody has to be waited for at the end.
 
     Args:
-        x: contiguous, of ``capacity`` bytes at most and ``BLOCK * MAX_PROGRAMS`` numbers.
+        x: contiguous, of ``capacity`` bytes at most.
         peers: addresses of each rank's ``num_bytes``, zeros at first, int64, [size].
         turns: that this rank's programs have taken, int64, [MAX_PROGRAMS].
         rank: this one's.
-        capacity: bytes of the largest tensor, the same for all calls.
+        capacity: bytes of the largest tensor, the same for all calls, a multiple of 16.
     """
+    size, num = len(peers), x.numel()
+    shots = 2 if size > 2 and x.nbytes >= TWO_SHOTS else 1
+    # A rank's part, and of that a program's share: whole blocks, so that they are aligned.
+    num_blocks = triton.cdiv(triton.cdiv(num, size if shots == 2 else 1), BLOCK)
+    share = triton.cdiv(num_blocks, MAX_PROGRAMS) * BLOCK
     launch(
         _all_reduce,
-        (triton.cdiv(x.numel(), BLOCK),),
+        (triton.cdiv(num_blocks * BLOCK, share),),
         x,
         peers,
         turns,
         rank,
-        x.numel(),
+        num,
+        num_blocks * BLOCK,
+        share,
         capacity,
-        SIZE=len(peers),
+        SIZE=size,
+        SHOTS=shots,
         NUMBERS=BLOCK,
         FLAGS=MAX_PROGRAMS,
         num_warps=8,
@@ -61,36 +72,64 @@ def all_reduce(x: Tensor, peers: Tensor, turns: Tensor, rank: int, capacity: int
 
 @triton.jit(do_not_specialize=["rank"])
 def _all_reduce(
-    x, peers, turns, rank, num, capacity,
-    SIZE: tl.constexpr, NUMBERS: tl.constexpr, FLAGS: tl.constexpr, EARLY: tl.constexpr,
+    x, peers, turns, rank, num, part, share, capacity,
+    SIZE: tl.constexpr, SHOTS: tl.constexpr, NUMBERS: tl.constexpr, FLAGS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    at = program * NUMBERS + tl.arange(0, NUMBERS)
-    inside = at < num
+    first = program * share
+    end = tl.minimum(first + share, part)
     follow(EARLY)
     turn = tl.load(turns + program) + 1
-    start = 8 * SIZE * FLAGS + (turn % 2) * capacity
     numbers = tl.pointer_type(x.dtype.element_ty)
+    start = 8 * SIZE * FLAGS + (turn % 2) * 2 * capacity
+    mine = (tl.load(peers + rank) + start).to(numbers)
+    PARTS: tl.constexpr = SIZE if SHOTS == 2 else 1
+    for each in tl.static_range(PARTS):
+        for block in range(first, end, NUMBERS):
+            at = each * part + block + tl.arange(0, NUMBERS)
+            tl.store(mine + at, tl.load(x + at, mask=at < num), mask=at < num)
+    _meet(peers, rank, program, 2 * turn, SIZE, FLAGS)
+    own = rank * part if SHOTS == 2 else 0
+    for block in range(first, end, NUMBERS):
+        at = own + block + tl.arange(0, NUMBERS)
+        total = tl.zeros((NUMBERS,), tl.float32)
+        for peer in tl.static_range(SIZE):
+            theirs = (tl.load(peers + peer) + start).to(numbers)
+            # Past the nearest cache, which knows nothing of what others write.
+            total += tl.load(theirs + at, mask=at < num, cache_modifier=".cg").to(tl.float32)
+        tl.store(x + at, total.to(x.dtype.element_ty), mask=at < num)
+        if SHOTS == 2:
+            sums = (tl.load(peers + rank) + start + capacity).to(numbers)
+            tl.store(sums + at, total.to(x.dtype.element_ty), mask=at < num)
+    if SHOTS == 2:
+        _meet(peers, rank, program, 2 * turn + 1, SIZE, FLAGS)
+        for peer in tl.static_range(SIZE):
+            if peer != rank:
+                sums = (tl.load(peers + peer) + start + capacity).to(numbers)
+                for block in range(first, end, NUMBERS):
+                    at = peer * part + block + tl.arange(0, NUMBERS)
+                    total = tl.load(sums + at, mask=at < num, cache_modifier=".cg")
+                    tl.store(x + at, total, mask=at < num)
+    # Those that this call had no work for take their turn as well: all are in the same buffer.
+    others = program + tl.arange(0, FLAGS) * tl.num_programs(0)
+    tl.store(turns + others, turn, mask=others < FLAGS)
+
+
+@triton.jit
+def _meet(peers, rank, program, turn, SIZE: tl.constexpr, FLAGS: tl.constexpr):
+    """Wait until this program has come as far on every rank."""
     flags = tl.pointer_type(tl.int64)
-    here = tl.load(peers + rank)
-    mine = (here + start).to(numbers)
-    tl.store(mine + at, tl.load(x + at, mask=inside), mask=inside)
     tl.debug_barrier()
     for peer in tl.static_range(SIZE):
         shown = tl.load(peers + peer).to(flags) + rank * FLAGS + program
         tl.atomic_xchg(shown, turn, sem="release", scope="sys")
+    here = tl.load(peers + rank).to(flags)
     for peer in tl.static_range(SIZE):
-        seen = here.to(flags) + peer * FLAGS + program
+        seen = here + peer * FLAGS + program
         while tl.atomic_add(seen, 0, sem="acquire", scope="sys") < turn:
             pass
     tl.debug_barrier()
-    total = tl.zeros((NUMBERS,), tl.float32)
-    for peer in tl.static_range(SIZE):
-        theirs = (tl.load(peers + peer) + start).to(numbers)
-        # Past the nearest cache, which knows nothing of what others write.
-        total += tl.load(theirs + at, mask=inside, cache_modifier=".cg").to(tl.float32)
-    tl.store(x + at, total.to(x.dtype.element_ty), mask=inside)
-    tl.store(turns + program, turn)
 
 
 def no_turns(device: torch.device) -> Tensor:
