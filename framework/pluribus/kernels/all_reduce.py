@@ -62,6 +62,7 @@ def all_reduce(x: Tensor, peers: Tensor, turns: Tensor, rank: int, capacity: int
         share,
         capacity,
         SIZE=size,
+        PEERS=triton.next_power_of_2(size),
         SHOTS=shots,
         NUMBERS=BLOCK,
         FLAGS=MAX_PROGRAMS,
@@ -73,40 +74,40 @@ def all_reduce(x: Tensor, peers: Tensor, turns: Tensor, rank: int, capacity: int
 @triton.jit(do_not_specialize=["rank"])
 def _all_reduce(
     x, peers, turns, rank, num, part, share, capacity,
-    SIZE: tl.constexpr, SHOTS: tl.constexpr, NUMBERS: tl.constexpr, FLAGS: tl.constexpr,
-    EARLY: tl.constexpr,
+    SIZE: tl.constexpr, PEERS: tl.constexpr, SHOTS: tl.constexpr, NUMBERS: tl.constexpr,
+    FLAGS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     first = program * share
     end = tl.minimum(first + share, part)
     follow(EARLY)
     turn = tl.load(turns + program) + 1
-    numbers = tl.pointer_type(x.dtype.element_ty)
+    numbers: tl.constexpr = tl.pointer_type(x.dtype.element_ty)
     start = 8 * SIZE * FLAGS + (turn % 2) * 2 * capacity
-    mine = (tl.load(peers + rank) + start).to(numbers)
+    mine = _buffer(peers, rank, start, numbers)
     PARTS: tl.constexpr = SIZE if SHOTS == 2 else 1
     for each in tl.static_range(PARTS):
         for block in range(first, end, NUMBERS):
             at = each * part + block + tl.arange(0, NUMBERS)
             tl.store(mine + at, tl.load(x + at, mask=at < num), mask=at < num)
-    _meet(peers, rank, program, 2 * turn, SIZE, FLAGS)
+    _meet(peers, rank, program, 2 * turn, SIZE, PEERS, FLAGS)
     own = rank * part if SHOTS == 2 else 0
     for block in range(first, end, NUMBERS):
         at = own + block + tl.arange(0, NUMBERS)
         total = tl.zeros((NUMBERS,), tl.float32)
         for peer in tl.static_range(SIZE):
-            theirs = (tl.load(peers + peer) + start).to(numbers)
+            theirs = _buffer(peers, peer, start, numbers)
             # Past the nearest cache, which knows nothing of what others write.
             total += tl.load(theirs + at, mask=at < num, cache_modifier=".cg").to(tl.float32)
         tl.store(x + at, total.to(x.dtype.element_ty), mask=at < num)
         if SHOTS == 2:
-            sums = (tl.load(peers + rank) + start + capacity).to(numbers)
+            sums = _buffer(peers, rank, start + capacity, numbers)
             tl.store(sums + at, total.to(x.dtype.element_ty), mask=at < num)
     if SHOTS == 2:
-        _meet(peers, rank, program, 2 * turn + 1, SIZE, FLAGS)
+        _meet(peers, rank, program, 2 * turn + 1, SIZE, PEERS, FLAGS)
         for peer in tl.static_range(SIZE):
             if peer != rank:
-                sums = (tl.load(peers + peer) + start + capacity).to(numbers)
+                sums = _buffer(peers, peer, start + capacity, numbers)
                 for block in range(first, end, NUMBERS):
                     at = peer * part + block + tl.arange(0, NUMBERS)
                     total = tl.load(sums + at, mask=at < num, cache_modifier=".cg")
@@ -117,18 +118,25 @@ def _all_reduce(
 
 
 @triton.jit
-def _meet(peers, rank, program, turn, SIZE: tl.constexpr, FLAGS: tl.constexpr):
-    """Wait until this program has come as far on every rank."""
+def _buffer(peers, rank, start, numbers: tl.constexpr):
+    """Return where a rank's buffer begins: at a multiple of what a thread reads at once."""
+    return tl.multiple_of((tl.load(peers + rank) + start).to(numbers), 16)
+
+
+@triton.jit
+def _meet(peers, rank, program, turn, SIZE: tl.constexpr, PEERS: tl.constexpr, FLAGS: tl.constexpr):
+    """Wait until this program has come as far on every rank; a thread each tells and looks."""
     flags = tl.pointer_type(tl.int64)
+    peer = tl.arange(0, PEERS)
+    is_peer = peer < SIZE
+    shown = tl.load(peers + peer, mask=is_peer, other=0).to(flags) + rank * FLAGS + program
+    seen = tl.load(peers + rank).to(flags) + peer * FLAGS + program
     tl.debug_barrier()
-    for peer in tl.static_range(SIZE):
-        shown = tl.load(peers + peer).to(flags) + rank * FLAGS + program
-        tl.atomic_xchg(shown, turn, sem="release", scope="sys")
-    here = tl.load(peers + rank).to(flags)
-    for peer in tl.static_range(SIZE):
-        seen = here + peer * FLAGS + program
-        while tl.atomic_add(seen, 0, sem="acquire", scope="sys") < turn:
-            pass
+    tl.atomic_xchg(shown, turn, mask=is_peer, sem="release", scope="sys")
+    behind = 1
+    while behind > 0:
+        at = tl.atomic_add(seen, 0, mask=is_peer, sem="acquire", scope="sys")
+        behind = tl.sum((is_peer & (at < turn)).to(tl.int32), 0)
     tl.debug_barrier()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
-CAPACITY = 2**18
+CAPACITY = 2**22
 """Bytes of the largest tensor; beyond, NCCL is faster, measured on two H200s."""
 
 logger = logging.getLogger(__name__)
