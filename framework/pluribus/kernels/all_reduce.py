@@ -17,8 +17,8 @@ from pluribus.kernels.launching import early, follow, launch
 BLOCK = 2048
 """Numbers that a program moves at a time."""
 MAX_PROGRAMS = 128
-TWO_SHOTS = 2**18
-"""Bytes from which on more than two ranks take two shots."""
+TWO_SHOTS = 2**20
+"""Bytes from which on more than two ranks take two shots; measured on four H200s."""
 
 
 def num_bytes(size: int, capacity: int) -> int:

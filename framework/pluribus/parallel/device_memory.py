@@ -15,7 +15,7 @@ from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
 CAPACITY = 2**22
-"""Bytes of the largest tensor; beyond, NCCL is faster, measured on two H200s."""
+"""Bytes of the largest tensor; beyond, NCCL is faster, measured on four H200s."""
 
 logger = logging.getLogger(__name__)
 
