@@ -183,7 +183,7 @@ def measure(side: str, arguments: argparse.Namespace) -> None:
     for name in arguments.workloads or WORKLOADS:
         make, temperatures = WORKLOADS[name]
         for temperature in temperatures:
-            seconds, num_tokens = [], 0
+            seconds, rates = [], []
             # Long work needs none to warm up: what came before has done that.
             num_warmups = 0 if name == "mix512" else 1
             for round_ in range(arguments.repeats + num_warmups):
@@ -191,13 +191,14 @@ def measure(side: str, arguments: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 num_tokens = run(work, temperature)
                 seconds.append(time.perf_counter() - started)
+                rates.append(num_tokens / seconds[-1])
             middle = statistics.median(seconds[num_warmups:])
             result = Result(
                 side=side,
                 model=model,
                 workload=name,
                 temperature=temperature,
-                tokens_per_second=round(num_tokens / middle, 1),
+                tokens_per_second=round(statistics.median(rates[num_warmups:]), 1),
                 ms_per_token=round(1000 * middle / max(num for _, num in work), 3),
                 best=round(min(seconds[num_warmups:]), 4),
                 worst=round(max(seconds[num_warmups:]), 4),
