@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_asked_for: ContextVar[set[Hashable] | None] = ContextVar("asked_for", default=None)
-"""What has been asked to be compiled; None where kernels are launched."""
+_asked_for: ContextVar[dict[Hashable, Any] | None] = ContextVar("asked_for", default=None)
+"""What Triton gave for what has been asked to be compiled; None where kernels are launched."""
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: object, **options: object) -> None:
@@ -34,8 +34,7 @@ def launch(kernel: Any, grid: Sequence[int], *args: object, **options: object) -
     # Every layer asks for the same, and Triton takes long to find that out.
     asked = (id(kernel), *map(_kind, args), *options.values())
     if asked not in asked_for:
-        asked_for.add(asked)
-        kernel.warmup(*args, grid=grid, **options)
+        asked_for[asked] = kernel.warmup(*args, grid=grid, **options)
 
 
 def _kind(arg: object) -> Hashable:
@@ -48,16 +47,49 @@ def _kind(arg: object) -> Hashable:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Compile kernels side by side in place of launching them: what they write is not written.
+    """Compile kernels side by side in place of launching them, and load them: nothing is written.
 
     One after another, as they are launched for the first time, they take many times as long.
     """
-    token = _asked_for.set(set())
+    asked_for: dict[Hashable, Any] = {}
+    token = _asked_for.set(asked_for)
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as threads, triton.AsyncCompileMode(threads):
-            yield
+        with _threads() as threads:
+            with triton.AsyncCompileMode(threads):
+                yield
+            list(threads.map(_load, _alike(asked_for.values())))
     finally:
         _asked_for.reset(token)
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Return threads that work for this one's device."""
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(os.cpu_count())
+    device = torch.cuda.current_device()
+    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(device,))
+
+
+def _alike(given: Iterable[Any]) -> list[list[Any]]:
+    """Return compiled kernels, those together that are launched by the same code."""
+    alike: dict[str, list[Any]] = {}
+    for each in given:
+        kernel = (
+            each.result() if hasattr(each, "result") else each
+        )  # it may have been there already
+        alike.setdefault(str(kernel.src.signature), []).append(kernel)
+    return list(alike.values())
+
+
+def _load(kernels: Iterable[Any]) -> None:
+    """Do what Triton would do when each of these kernels is launched for the first time.
+
+    It loads the kernel, and builds what launches it with a C compiler unless that is in its cache:
+    of two that need the same, the second finds it there. An error is left to the launch.
+    """
+    for kernel in kernels:
+        with suppress(Exception):
+            getattr(kernel, "run")  # noqa: B009 - a property that loads
 
 
 def prepare() -> None:
