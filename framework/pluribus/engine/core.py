@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from pluribus.engine.messages import Output, Stats, Timing
-from pluribus.engine.plan import check_plan, check_repeats
+from pluribus.engine.plan import check_plan, check_repeats, check_start
 from pluribus.engine.rotation import Rotation
 from pluribus.errors import RequestError
 from pluribus.generation import Batch, FinishReason, Generation, SamplingParams, TokenLogprobs
@@ -61,14 +62,14 @@ class StepUnderWay:
     submitted: float
 
     @property
-    def sampling(self) -> list[Running]:
+    def sampling(self) -> Iterator[Running]:
         """Whose rows sample, in row order."""
-        return [m for m, row in zip(self.members, self.rows, strict=True) if row.samples]
+        return compress(self.members, [row.samples for row in self.rows])
 
     @property
-    def scoring(self) -> list[Running]:
+    def scoring(self) -> Iterator[Running]:
         """Whose rows score, in row order."""
-        return [m for m, row in zip(self.members, self.rows, strict=True) if row.scores]
+        return compress(self.members, [row.scores for row in self.rows])
 
 
 class EngineCore:
@@ -183,9 +184,8 @@ class EngineCore:
         check_plan(
             self.batcher,
             batch,
-            self._running,
+            self._running.keys(),
             self.ledger.limits,
-            num_free_slots=len(self._free_slots),
             is_idle=not self._under_way,
         )
         if batch is None:
@@ -196,10 +196,12 @@ class EngineCore:
 
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
-        admitted = tuple([self._admit(g) for g in batch.num_tokens if g.slot is None])
+        new = [generation for generation in batch.num_tokens if generation.slot is None]
+        check_start(self.batcher, len(new), len(self._free_slots))
+        admitted = tuple(map(self._admit, new))
         members = [self._running[g] for g in batch.num_tokens]
         passes = self._passes(batch, members)
-        rows = self._advance(members, batch, passes)
+        rows = self._advance(batch, passes)
         self._num_passes += passes
         self._num_rows += passes * len(rows)
         num_read = self.num_steps - len(self._under_way)
@@ -241,26 +243,31 @@ class EngineCore:
             placement=self.ledger.placement(generation),
         )
 
-    def _advance(self, members: Sequence[Running], batch: Batch, passes: int) -> tuple[Row, ...]:
+    def _advance(self, batch: Batch, passes: int) -> tuple[Row, ...]:
         """Take the batch, run so many times, for computed; return what that is of each."""
         rows = []
-        for member, num_tokens in zip(members, batch.num_tokens.values(), strict=True):
-            generation = member.generation
-            slot, start, length = generation.slot, generation.num_scheduled, len(generation.prompt)
+        more = passes - 1
+        for generation, num_tokens in batch.num_tokens.items():
+            slot, start = generation.slot, generation.num_scheduled
             assert slot is not None
-            end = start + num_tokens + passes - 1
-            if passes > 1 and end >= generation.max_length:
+            end = start + num_tokens + more
+            if more and end >= generation.max_length:
                 end = generation.max_length - 1
             generation.num_scheduled = end
-            if start >= length:
+            if start >= len(generation.prompt):
                 rows.append(Row(slot, start, num_tokens, True))
             else:
-                params = generation.params
-                member.is_free = end >= length and params.is_plain and params.logprobs is None
-                self.ledger.advance(generation)
-                scores = params.prompt_logprobs is not None
-                rows.append(Row(slot, start, num_tokens, end >= length, scores))
+                samples, scores = self._advance_prompt(generation)
+                rows.append(Row(slot, start, num_tokens, samples, scores))
         return tuple(rows)
+
+    def _advance_prompt(self, generation: Generation) -> tuple[bool, bool]:
+        """Note what a prompt has come to; return whether its row samples, and whether it scores."""
+        params = generation.params
+        is_done = generation.num_scheduled >= len(generation.prompt)
+        self._running[generation].is_free = is_done and params.is_plain and params.logprobs is None
+        self.ledger.advance(generation)
+        return is_done, params.prompt_logprobs is not None
 
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
@@ -274,33 +281,44 @@ class EngineCore:
         self.observer.step_finished(step.batch, seconds)
         return outputs
 
-    def _append(self, members: Sequence[Running], result: StepResult) -> list[Output]:
+    def _append(self, members: Iterable[Running], result: StepResult) -> list[Output]:
         """Take everybody's tokens; return what is to be reported.
 
-        One loop, in which nothing is called that need not be: most of a step's time is spent here.
+        Nearly everybody gains tokens and nothing else, so nothing is called for that: most of a
+        step's time is spent here.
         """
         outputs = []
-        logprobs = result.logprobs or [None] * len(members)
+        logprobs = result.logprobs or [None] * len(result.tokens)
         for member, tokens, told in zip(members, result.tokens, logprobs, strict=True):
             generation = member.generation
             # Who ended while the step was under way is not running any more.
             if generation.slot is None:
                 continue
-            answer, most = generation.tokens, generation.params.max_tokens
-            if len(answer) + len(tokens) >= most or not member.ends.isdisjoint(tokens):
-                tokens = _cut(generation, tokens, member.ends)
-            answer.extend(tokens)
-            outputs.append(
-                Output(
-                    generation.id,
-                    tuple(tokens),
-                    () if told is None else _keep(generation, told),
-                    () if member.first_token else _begin(member),
-                    generation.finish_reason,
-                    None if generation.finish_reason is None else self._conclude(member),
-                )
-            )
+            if (
+                told is None
+                and member.first_token
+                and generation.num_scheduled < generation.max_length - 1
+                and member.ends.isdisjoint(tokens)
+            ):
+                generation.tokens += tokens
+                outputs.append(Output(generation.id, tokens, (), (), None, None))
+            else:
+                outputs.append(self._take(member, tokens, told))
         return outputs
+
+    def _take(self, member: Running, tokens: tuple[int, ...], told: TokenLogprobs | None) -> Output:
+        """Take one's tokens, whatever comes with them; return what is to be reported."""
+        generation = member.generation
+        tokens = _cut(generation, tokens, member.ends)
+        generation.tokens += tokens
+        return Output(
+            generation.id,
+            tokens,
+            () if told is None else _keep(generation, told),
+            () if member.first_token else _begin(member),
+            generation.finish_reason,
+            None if generation.finish_reason is None else self._conclude(member),
+        )
 
     def _conclude(self, member: Running) -> Timing:
         """Finish who has ended; return where its time went."""
@@ -320,14 +338,16 @@ class EngineCore:
         return num_rows / (self._num_passes - member.passes_before)
 
 
-def _cut(generation: Generation, tokens: Sequence[int], ends: Collection[int]) -> Sequence[int]:
-    """Note why an answer ends with these tokens; return which of them are part of it."""
-    tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
+def _cut(generation: Generation, tokens: tuple[int, ...], ends: Collection[int]) -> tuple[int, ...]:
+    """Note why an answer ends with these tokens, if it does; return which are part of it."""
+    num_left = generation.params.max_tokens - len(generation.tokens)
+    tokens = tokens[:num_left]
     for at, token in enumerate(tokens):
         if token in ends:
             generation.finish_reason = FinishReason.STOP
             return tokens[:at]
-    generation.finish_reason = FinishReason.LENGTH
+    if len(tokens) == num_left:
+        generation.finish_reason = FinishReason.LENGTH
     return tokens
 
 
