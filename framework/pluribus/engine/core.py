@@ -52,19 +52,20 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class StepUnderWay:
-    """A step that has been submitted and whose result has not been read."""
+    """A step that has been submitted and whose result has not been read.
+
+    Attributes:
+        members: whose rows there are, in row order.
+        sampling: those of them whose rows sample.
+    """
 
     batch: Batch
     members: Sequence[Running]
+    sampling: Sequence[Running]
     rows: tuple[Row, ...]
     passes: int
     result: Callable[[], StepResult]
     submitted: float
-
-    @property
-    def sampling(self) -> Iterator[Running]:
-        """Whose rows sample, in row order."""
-        return compress(self.members, [row.samples for row in self.rows])
 
     @property
     def scoring(self) -> Iterator[Running]:
@@ -196,11 +197,10 @@ class EngineCore:
 
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
-        new = [generation for generation in batch.num_tokens if generation.slot is None]
-        check_start(self.batcher, len(new), len(self._free_slots))
-        admitted = tuple(map(self._admit, new))
         members = [self._running[g] for g in batch.num_tokens]
-        passes = self._passes(batch, members)
+        bound = [member.generation for member in members if not member.is_free]
+        admitted = self._admit_new(bound)
+        passes = self._passes(batch, bound)
         rows = self._advance(batch, passes)
         self._num_passes += passes
         self._num_rows += passes * len(rows)
@@ -208,14 +208,21 @@ class EngineCore:
         step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
         submitted = time.monotonic()
-        return StepUnderWay(batch, members, rows, passes, self.executor.submit(step), submitted)
+        result = self.executor.submit(step)
+        sampling = _without_partial_prompts(members, bound)
+        return StepUnderWay(batch, members, sampling, rows, passes, result, submitted)
 
-    def _passes(self, batch: Batch, members: Sequence[Running]) -> int:
-        """Return how many times to run the batch, where that takes no decision in between."""
+    def _passes(self, batch: Batch, bound: Sequence[Generation]) -> int:
+        """Return how many times to run the batch, where that takes no decision in between.
+
+        Args:
+            batch: that is about to be submitted.
+            bound: who of it may not take part in any number of passes.
+        """
         most = self.executor.max_passes
         if most == 1 or max(batch.num_tokens.values()) > 1:
             return 1
-        for generation in [member.generation for member in members if not member.is_free]:
+        for generation in bound:
             if generation.takes_one_pass:
                 return 1
             if not generation.params.is_plain:
@@ -224,6 +231,11 @@ class EngineCore:
             if generation in batch.num_tokens:
                 most = min(most, limit - generation.num_scheduled)
         return check_repeats(self.batcher, self.batcher.repeat(batch, most), most)
+
+    def _admit_new(self, bound: Sequence[Generation]) -> tuple[Admission, ...]:
+        new = [generation for generation in bound if generation.slot is None]
+        check_start(self.batcher, len(new), len(self._free_slots))
+        return tuple(map(self._admit, new))
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
@@ -336,6 +348,14 @@ class EngineCore:
     def _mean_batch_size(self, member: Running) -> float:
         num_rows = self._num_rows - member.rows_before
         return num_rows / (self._num_passes - member.passes_before)
+
+
+def _without_partial_prompts(
+    members: Sequence[Running], bound: Collection[Generation]
+) -> Sequence[Running]:
+    """Return all but those of ``bound`` whose prompts go on, which are seldom any."""
+    partial = {g for g in bound if g.num_scheduled < len(g.prompt)}
+    return [m for m in members if m.generation not in partial] if partial else members
 
 
 def _cut(generation: Generation, tokens: tuple[int, ...], ends: Collection[int]) -> tuple[int, ...]:
