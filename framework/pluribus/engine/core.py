@@ -226,7 +226,7 @@ class EngineCore:
             if generation.takes_one_pass:
                 return 1
             if not generation.params.is_plain:
-                most = min(most, generation.max_length - 1 - generation.num_scheduled)
+                most = min(most, generation.last - generation.num_scheduled)
         for generation, limit in self.ledger.limits.items():
             if generation in batch.num_tokens:
                 most = min(most, limit - generation.num_scheduled)
@@ -263,8 +263,8 @@ class EngineCore:
             slot, start = generation.slot, generation.num_scheduled
             assert slot is not None
             end = start + num_tokens + more
-            if more and end >= generation.max_length:
-                end = generation.max_length - 1
+            if more and end > generation.last:
+                end = generation.last
             generation.num_scheduled = end
             if start >= len(generation.prompt):
                 rows.append(Row(slot, start, num_tokens, True))
@@ -309,7 +309,7 @@ class EngineCore:
             if (
                 told is None
                 and member.first_token
-                and generation.num_scheduled < generation.max_length - 1
+                and generation.num_scheduled < generation.last
                 and member.ends.isdisjoint(tokens)
             ):
                 generation.tokens += tokens

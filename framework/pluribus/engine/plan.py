@@ -40,7 +40,7 @@ def check_plan(
         _blame(batcher, f"plans a step for generation {ended.id}, which has ended")
     for generation, num_tokens in batch.num_tokens.items():
         # That there is room for a token more says it for most of them, and sooner.
-        if num_tokens == 1 and generation.num_scheduled < generation.max_length - 1:
+        if num_tokens == 1 and generation.num_scheduled < generation.last:
             continue
         if not 0 < num_tokens <= generation.num_unscheduled:
             _blame(

@@ -174,5 +174,5 @@ class ContinuousBatcher(Batcher):
             self._prefilling = generation
         else:
             self._prefilling = None
-            self._decoding[generation] = generation.max_length - 1
+            self._decoding[generation] = generation.last
         return chunk
