@@ -192,6 +192,7 @@ class Generation:
         logprobs: of ``tokens``, and of the id that ended them, where asked for.
         prompt_logprobs: of the prompt from its second token on, where asked for.
         max_length: tokens of prompt and answer at most: what to reserve.
+        last: position of its last token, at most; no step computes that of an answer.
         num_cached: prompt tokens whose keys and values were found in the cache.
         num_scheduled: leading tokens, of prompt and answer, whose keys and values have been
             computed, are cached, or are part of a step under way.
@@ -210,6 +211,7 @@ class Generation:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     max_length: int = field(init=False)
+    last: int = field(init=False)
     num_cached: int = 0
     num_scheduled: int = 0
     slot: int | None = None
@@ -217,6 +219,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         self.max_length = len(self.prompt) + self.params.max_tokens
+        self.last = self.max_length - 1
 
     @property
     def takes_one_pass(self) -> bool:
@@ -238,7 +241,7 @@ class Generation:
         num_left = len(self.prompt) - self.num_scheduled
         if num_left > 0:
             return num_left
-        return 1 if self.num_scheduled < self.max_length - 1 else 0
+        return 1 if self.num_scheduled < self.last else 0
 
 
 @dataclass(frozen=True, slots=True)

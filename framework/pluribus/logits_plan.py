@@ -179,4 +179,4 @@ class Outcome:
         if self.scores is not None:
             told = self.scores.read([row.top for row in plan.scored for _ in range(row.num_scored)])
             scores = tuple(tuple(islice(told, row.num_scored)) for row in plan.scored)
-        return StepResult(self.tokens[:, None].tolist(), logprobs, scores)
+        return StepResult([(token,) for token in self.tokens.tolist()], logprobs, scores)

@@ -88,6 +88,6 @@ class StepResult:
             positions ``start + 1`` to ``start + num_tokens``, as far as the prompt goes.
     """
 
-    tokens: Sequence[Sequence[int]]
+    tokens: Sequence[tuple[int, ...]]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()

@@ -162,7 +162,7 @@ def test_repeated_tokens_are_served_ones(most: int) -> None:
     assert served == 4
     queue = batcher._waiting
     assert isinstance(queue, FairQueue)
-    assert queue._accounts["plain"].counter == served
+    assert queue._accounts["plain"].count() == served
 
 
 def test_what_tenants_are_served_differs_by_no_more_than_the_bound() -> None:
@@ -174,14 +174,15 @@ def test_a_newcomer_waits_for_what_runs_and_one_generation_of_each_other() -> No
 
 
 class IgnoresWeights(FairQueue):
-    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
-        super().charge({replace(g, weight=1.0): count for g, count in num_tokens.items()})
+    def add(self, generation: Generation) -> None:
+        generation.weight = 1.0
+        super().add(generation)
 
 
 class ChargesForPromptsAlone(FairQueue):
-    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
-        prompts = {g: n for g, n in num_tokens.items() if g.num_scheduled < len(g.prompt)}
-        super().charge(prompts)
+    def charge(self, generation: Generation, num_tokens: int) -> None:
+        super().charge(generation, num_tokens)
+        self._accounts[generation.tenant].running[generation] = generation.max_length
 
 
 class GivesCreditForIdling(FairQueue):
@@ -191,7 +192,7 @@ class GivesCreditForIdling(FairQueue):
 
 class ServesWhoeverWasServedMost(FairQueue):
     def head(self) -> Generation:
-        return max(self._backlogged.values(), key=lambda account: account.counter).waiting[0]
+        return max(self._backlogged.values(), key=lambda account: account.count()).waiting[0]
 
 
 def batcher_with(queue: type[AdmissionQueue]) -> type[ContinuousBatcher]:
@@ -279,7 +280,7 @@ def test_what_a_tenant_has_been_served_is_remembered_while_it_matters() -> None:
     queue.add(patient)
     queue.add(served)
     queue.remove(served)
-    queue.charge({served: 100})
+    queue.charge(served, 100)
     queue.forget(served)
     for number in range(200):
         queue.add(other := generation(number, tenant=f"tenant-{number}"))
@@ -289,3 +290,17 @@ def test_what_a_tenant_has_been_served_is_remembered_while_it_matters() -> None:
     queue.add(new := generation(4, tenant="new"))
     queue.remove(patient)
     assert queue.head() is new
+
+
+def test_what_runs_counts_before_it_is_over() -> None:
+    queue = FairQueue()
+    for running in (first := generation(1, tenant="first"), generation(2, tenant="second")):
+        queue.add(running)
+        queue.remove(running)
+        queue.charge(running, 1)
+    queue.add(generation(3, tenant="first"))
+    queue.add(other := generation(4, tenant="second"))
+    first.num_scheduled = 3
+    assert queue.head() is other
+    queue.forget(first)
+    assert queue.head() is other

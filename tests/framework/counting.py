@@ -75,7 +75,7 @@ class CountingExecutor(Executor):
         assert 1 <= step.passes <= self.passes
         assert step.passes == 1 or all(row.num_tokens == 1 and row.samples for row in step.rows)
         tokens = [
-            [self._token(row.slot, row.start + row.num_tokens + at) for at in range(step.passes)]
+            tuple(self._token(row.slot, row.start + row.num_tokens + n) for n in range(step.passes))
             for row in step.rows
             if row.samples
         ]

@@ -93,7 +93,7 @@ class Prefilling:
 
         def read() -> StepResult:
             arrived.wait()
-            return StepResult(answers[:, None].tolist())
+            return StepResult([(token,) for token in answers.tolist()])
 
         return read
 

@@ -70,4 +70,4 @@ def _joined(results: Sequence[StepResult]) -> StepResult:
     if len(results) == 1:
         return results[0]
     rows = zip(*(result.tokens for result in results), strict=True)
-    return StepResult([[token for [token] in row] for row in rows])
+    return StepResult([tuple([token for [token] in row]) for row in rows])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from pluribus.engine.messages import Output, Stats, Timing
-from pluribus.engine.plan import check_plan, check_repeats
+from pluribus.engine.plan import check_plan, check_repeats, check_start
 from pluribus.engine.rotation import Rotation
 from pluribus.errors import RequestError
 from pluribus.generation import Batch, FinishReason, Generation, SamplingParams, TokenLogprobs
@@ -51,24 +52,25 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class StepUnderWay:
-    """A step that has been submitted and whose result has not been read."""
+    """A step that has been submitted and whose result has not been read.
+
+    Attributes:
+        members: whose rows there are, in row order.
+        sampling: those of them whose rows sample.
+    """
 
     batch: Batch
     members: Sequence[Running]
+    sampling: Sequence[Running]
     rows: tuple[Row, ...]
     passes: int
     result: Callable[[], StepResult]
     submitted: float
 
     @property
-    def sampling(self) -> list[Running]:
-        """Whose rows sample, in row order."""
-        return [m for m, row in zip(self.members, self.rows, strict=True) if row.samples]
-
-    @property
-    def scoring(self) -> list[Running]:
+    def scoring(self) -> Iterator[Running]:
         """Whose rows score, in row order."""
-        return [m for m, row in zip(self.members, self.rows, strict=True) if row.scores]
+        return compress(self.members, [row.scores for row in self.rows])
 
 
 class EngineCore:
@@ -183,9 +185,8 @@ class EngineCore:
         check_plan(
             self.batcher,
             batch,
-            self._running,
+            self._running.keys(),
             self.ledger.limits,
-            num_free_slots=len(self._free_slots),
             is_idle=not self._under_way,
         )
         if batch is None:
@@ -196,32 +197,45 @@ class EngineCore:
 
     def _submit(self, batch: Batch) -> StepUnderWay:
         evicted, self._evicted = tuple(self._evicted), []
-        admitted = tuple([self._admit(g) for g in batch.num_tokens if g.slot is None])
         members = [self._running[g] for g in batch.num_tokens]
-        passes = self._passes(batch, members)
-        rows = self._advance(members, batch, passes)
+        bound = [member.generation for member in members if not member.is_free]
+        admitted = self._admit_new(bound)
+        passes = self._passes(batch, bound)
+        rows = self._advance(batch, passes)
         self._num_passes += passes
         self._num_rows += passes * len(rows)
         num_read = self.num_steps - len(self._under_way)
         step = Step(self.num_steps, evicted, admitted, rows, passes, num_read)
         self.num_steps += 1
         submitted = time.monotonic()
-        return StepUnderWay(batch, members, rows, passes, self.executor.submit(step), submitted)
+        result = self.executor.submit(step)
+        sampling = _without_partial_prompts(members, bound)
+        return StepUnderWay(batch, members, sampling, rows, passes, result, submitted)
 
-    def _passes(self, batch: Batch, members: Sequence[Running]) -> int:
-        """Return how many times to run the batch, where that takes no decision in between."""
+    def _passes(self, batch: Batch, bound: Sequence[Generation]) -> int:
+        """Return how many times to run the batch, where that takes no decision in between.
+
+        Args:
+            batch: that is about to be submitted.
+            bound: who of it may not take part in any number of passes.
+        """
         most = self.executor.max_passes
         if most == 1 or max(batch.num_tokens.values()) > 1:
             return 1
-        for generation in [member.generation for member in members if not member.is_free]:
+        for generation in bound:
             if generation.takes_one_pass:
                 return 1
             if not generation.params.is_plain:
-                most = min(most, generation.max_length - 1 - generation.num_scheduled)
+                most = min(most, generation.last - generation.num_scheduled)
         for generation, limit in self.ledger.limits.items():
             if generation in batch.num_tokens:
                 most = min(most, limit - generation.num_scheduled)
         return check_repeats(self.batcher, self.batcher.repeat(batch, most), most)
+
+    def _admit_new(self, bound: Sequence[Generation]) -> tuple[Admission, ...]:
+        new = [generation for generation in bound if generation.slot is None]
+        check_start(self.batcher, len(new), len(self._free_slots))
+        return tuple(map(self._admit, new))
 
     def _admit(self, generation: Generation) -> Admission:
         generation.slot = self._free_slots.pop()
@@ -241,26 +255,31 @@ class EngineCore:
             placement=self.ledger.placement(generation),
         )
 
-    def _advance(self, members: Sequence[Running], batch: Batch, passes: int) -> tuple[Row, ...]:
+    def _advance(self, batch: Batch, passes: int) -> tuple[Row, ...]:
         """Take the batch, run so many times, for computed; return what that is of each."""
         rows = []
-        for member, num_tokens in zip(members, batch.num_tokens.values(), strict=True):
-            generation = member.generation
-            slot, start, length = generation.slot, generation.num_scheduled, len(generation.prompt)
+        more = passes - 1
+        for generation, num_tokens in batch.num_tokens.items():
+            slot, start = generation.slot, generation.num_scheduled
             assert slot is not None
-            end = start + num_tokens + passes - 1
-            if passes > 1 and end >= generation.max_length:
-                end = generation.max_length - 1
+            end = start + num_tokens + more
+            if more and end > generation.last:
+                end = generation.last
             generation.num_scheduled = end
-            if start >= length:
+            if start >= len(generation.prompt):
                 rows.append(Row(slot, start, num_tokens, True))
             else:
-                params = generation.params
-                member.is_free = end >= length and params.is_plain and params.logprobs is None
-                self.ledger.advance(generation)
-                scores = params.prompt_logprobs is not None
-                rows.append(Row(slot, start, num_tokens, end >= length, scores))
+                samples, scores = self._advance_prompt(generation)
+                rows.append(Row(slot, start, num_tokens, samples, scores))
         return tuple(rows)
+
+    def _advance_prompt(self, generation: Generation) -> tuple[bool, bool]:
+        """Note what a prompt has come to; return whether its row samples, and whether it scores."""
+        params = generation.params
+        is_done = generation.num_scheduled >= len(generation.prompt)
+        self._running[generation].is_free = is_done and params.is_plain and params.logprobs is None
+        self.ledger.advance(generation)
+        return is_done, params.prompt_logprobs is not None
 
     def _update(self, step: StepUnderWay) -> list[Output]:
         result = step.result()
@@ -274,33 +293,44 @@ class EngineCore:
         self.observer.step_finished(step.batch, seconds)
         return outputs
 
-    def _append(self, members: Sequence[Running], result: StepResult) -> list[Output]:
+    def _append(self, members: Iterable[Running], result: StepResult) -> list[Output]:
         """Take everybody's tokens; return what is to be reported.
 
-        One loop, in which nothing is called that need not be: most of a step's time is spent here.
+        Nearly everybody gains tokens and nothing else, so nothing is called for that: most of a
+        step's time is spent here.
         """
         outputs = []
-        logprobs = result.logprobs or [None] * len(members)
+        logprobs = result.logprobs or [None] * len(result.tokens)
         for member, tokens, told in zip(members, result.tokens, logprobs, strict=True):
             generation = member.generation
             # Who ended while the step was under way is not running any more.
             if generation.slot is None:
                 continue
-            answer, most = generation.tokens, generation.params.max_tokens
-            if len(answer) + len(tokens) >= most or not member.ends.isdisjoint(tokens):
-                tokens = _cut(generation, tokens, member.ends)
-            answer.extend(tokens)
-            outputs.append(
-                Output(
-                    generation.id,
-                    tuple(tokens),
-                    () if told is None else _keep(generation, told),
-                    () if member.first_token else _begin(member),
-                    generation.finish_reason,
-                    None if generation.finish_reason is None else self._conclude(member),
-                )
-            )
+            if (
+                told is None
+                and member.first_token
+                and generation.num_scheduled < generation.last
+                and member.ends.isdisjoint(tokens)
+            ):
+                generation.tokens += tokens
+                outputs.append(Output(generation.id, tokens, (), (), None, None))
+            else:
+                outputs.append(self._take(member, tokens, told))
         return outputs
+
+    def _take(self, member: Running, tokens: tuple[int, ...], told: TokenLogprobs | None) -> Output:
+        """Take one's tokens, whatever comes with them; return what is to be reported."""
+        generation = member.generation
+        tokens = _cut(generation, tokens, member.ends)
+        generation.tokens += tokens
+        return Output(
+            generation.id,
+            tokens,
+            () if told is None else _keep(generation, told),
+            () if member.first_token else _begin(member),
+            generation.finish_reason,
+            None if generation.finish_reason is None else self._conclude(member),
+        )
 
     def _conclude(self, member: Running) -> Timing:
         """Finish who has ended; return where its time went."""
@@ -320,14 +350,24 @@ class EngineCore:
         return num_rows / (self._num_passes - member.passes_before)
 
 
-def _cut(generation: Generation, tokens: Sequence[int], ends: Collection[int]) -> Sequence[int]:
-    """Note why an answer ends with these tokens; return which of them are part of it."""
-    tokens = tokens[: generation.params.max_tokens - len(generation.tokens)]
+def _without_partial_prompts(
+    members: Sequence[Running], bound: Collection[Generation]
+) -> Sequence[Running]:
+    """Return all but those of ``bound`` whose prompts go on, which are seldom any."""
+    partial = {g for g in bound if g.num_scheduled < len(g.prompt)}
+    return [m for m in members if m.generation not in partial] if partial else members
+
+
+def _cut(generation: Generation, tokens: tuple[int, ...], ends: Collection[int]) -> tuple[int, ...]:
+    """Note why an answer ends with these tokens, if it does; return which are part of it."""
+    num_left = generation.params.max_tokens - len(generation.tokens)
+    tokens = tokens[:num_left]
     for at, token in enumerate(tokens):
         if token in ends:
             generation.finish_reason = FinishReason.STOP
             return tokens[:at]
-    generation.finish_reason = FinishReason.LENGTH
+    if len(tokens) == num_left:
+        generation.finish_reason = FinishReason.LENGTH
     return tokens
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from typing import NoReturn
 
 from pluribus.errors import PluginError
@@ -13,10 +13,9 @@ from pluribus.interfaces import Batcher
 def check_plan(
     batcher: Batcher,
     batch: Batch | None,
-    alive: Collection[Generation],
+    alive: Set[Generation],
     limits: Mapping[Generation, int],
     *,
-    num_free_slots: int,
     is_idle: bool,
 ) -> None:
     """Raise PluginError where ``batch`` breaks the batcher's contract.
@@ -26,7 +25,6 @@ def check_plan(
         batch: the next step, or None where it has none.
         alive: generations that wait or run.
         limits: tokens that some of them may have scheduled, as the KV ledger says.
-        num_free_slots: how many of them may begin to run.
         is_idle: whether no step is under way.
     """
     if batch is None:
@@ -37,11 +35,12 @@ def check_plan(
         _blame(batcher, f"plans a {type(batch).__name__}, not a Batch")
     if not batch.num_tokens:
         _blame(batcher, "plans a step for no generation")
+    if not batch.num_tokens.keys() <= alive:
+        ended = next(generation for generation in batch.num_tokens if generation not in alive)
+        _blame(batcher, f"plans a step for generation {ended.id}, which has ended")
     for generation, num_tokens in batch.num_tokens.items():
-        if generation not in alive:
-            _blame(batcher, f"plans a step for generation {generation.id}, which has ended")
         # That there is room for a token more says it for most of them, and sooner.
-        if num_tokens == 1 and generation.num_scheduled < generation.max_length - 1:
+        if num_tokens == 1 and generation.num_scheduled < generation.last:
             continue
         if not 0 < num_tokens <= generation.num_unscheduled:
             _blame(
@@ -58,7 +57,10 @@ def check_plan(
                 f"{generation.num_scheduled}, which has room in the KV cache for {limit} until "
                 "others give back what it was promised",
             )
-    num_new = len([g for g in batch.num_tokens if g.slot is None])
+
+
+def check_start(batcher: Batcher, num_new: int, num_free_slots: int) -> None:
+    """Raise PluginError where a batch starts more generations than there are slots for."""
     if num_new > num_free_slots:
         _blame(
             batcher,

@@ -56,7 +56,8 @@ class Batcher(ABC):
         """Return how many times to run the batch just planned before planning the next.
 
         Asked where every generation in it computes one token, the last it has; each time is one
-        more for each. A batcher that counts tokens counts these here.
+        more for each. A batcher that counts tokens counts these here, or by ``num_scheduled``
+        when it is asked again.
 
         Args:
             batch: what ``next_batch`` has just returned.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -49,8 +48,8 @@ class AdmissionQueue(Protocol):
     def remove(self, generation: Generation) -> None:
         """Let a generation leave, because it is admitted or because it was cancelled."""
 
-    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
-        """Note that these generations, all admitted, are given so many tokens of a step."""
+    def charge(self, generation: Generation, num_tokens: int) -> None:
+        """Note that so many tokens of an admitted generation's prompt are planned for a step."""
 
     def forget(self, generation: Generation) -> None:
         """Note that a generation, added once and waiting no more, is over."""
@@ -77,7 +76,7 @@ class ArrivalQueue:
         """Let a generation leave."""
         self._waiting.remove(generation)
 
-    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
+    def charge(self, generation: Generation, num_tokens: int) -> None:
         """Do nothing: who was served before does not matter."""
 
     def forget(self, generation: Generation) -> None:
@@ -120,7 +119,6 @@ class ContinuousBatcher(Batcher):
         for limited, limit in self._ledger.limits.items():
             if limited.num_scheduled >= limit:
                 num_tokens.pop(limited, None)
-        self._waiting.charge(num_tokens)
         budget = self._config.max_batch_tokens - len(num_tokens)
         while budget and (generation := self._prefilling or self._admit()):
             chunk = num_tokens[generation] = self._prefill(generation, budget)
@@ -129,15 +127,12 @@ class ContinuousBatcher(Batcher):
 
     def repeat(self, batch: Batch, most: int) -> int:
         """Run a batch as often as the device can, or until its last generation is complete."""
-        left = [self._decoding[g] - g.num_scheduled for g in batch.num_tokens]
-        times = max(1, min(most, max(left)))
-        again = {
-            g: (count if count < times else times) - 1
-            for g, count in zip(batch.num_tokens, left, strict=True)
-            if count > 1
-        }
-        self._waiting.charge(again)
-        return times
+        longest = 1
+        for generation in batch.num_tokens:
+            longest = max(longest, self._decoding[generation] - generation.num_scheduled)
+            if longest >= most:
+                return most
+        return longest
 
     def finish(self, generation: Generation) -> None:
         """Let a generation leave, waiting or running."""
@@ -174,10 +169,10 @@ class ContinuousBatcher(Batcher):
         """Return how many tokens of its prompt to compute now; after the last it decodes."""
         rest = generation.num_unscheduled
         chunk = min(rest, budget)
-        self._waiting.charge({generation: chunk})
+        self._waiting.charge(generation, chunk)
         if chunk < rest:
             self._prefilling = generation
         else:
             self._prefilling = None
-            self._decoding[generation] = generation.max_length - 1
+            self._decoding[generation] = generation.last
         return chunk

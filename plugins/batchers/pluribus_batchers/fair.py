@@ -5,7 +5,9 @@ Models", OSDI 2024. A tenant's counter is the tokens computed for it, of prompts
 divided by its weight. The next generation admitted is the oldest of the waiting tenant with
 the lowest counter, and nobody is admitted while that one does not fit. A tenant that begins
 to wait has its counter lifted to the lowest of those who wait already, or if nobody does, to
-that of who did last: time spent idle earns no credit.
+that of who did last: time spent idle earns no credit. A chunk of a prompt counts as soon as it
+is planned, so that tenants take turns within a step, and anything else once its step has been
+submitted.
 
 What this guarantees, where ``held`` is the tokens that running generations may come to, all
 together (``max_batch_size`` times the longest generation; or where the KV cache promises no room
@@ -33,7 +35,6 @@ from that same level, which each leaves with its first token; then everything el
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pluribus import Generation
@@ -45,18 +46,29 @@ class Account:
     """A tenant.
 
     Attributes:
-        counter: tokens served, divided by the tenant's weight.
+        counter: tokens served, divided by the tenant's weight, as far as they are counted.
         waiting: who of it waits, oldest first.
-        num_alive: how many of it wait or run.
+        running: who of it runs, each with how many of its leading tokens are counted.
     """
 
     counter: float
     waiting: deque[Generation] = field(default_factory=deque)
-    num_alive: int = 0
+    running: dict[Generation, int] = field(default_factory=dict)
+
+    def count(self) -> float:
+        """Bring the counter up to date and return it. Counts, not values: steps may run ahead."""
+        for generation, counted in self.running.items():
+            if generation.num_scheduled > counted:
+                self.counter += (generation.num_scheduled - counted) / generation.weight
+                self.running[generation] = generation.num_scheduled
+        return self.counter
 
 
 class FairQueue:
-    """Who waits, by tenant. The turn is with the tenant that was served least for its weight."""
+    """Who waits, by tenant. The turn is with the tenant that was served least for its weight.
+
+    What was computed is counted where tenants are compared, not in every step.
+    """
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
@@ -73,15 +85,16 @@ class FairQueue:
         tenant = generation.tenant
         account = self._accounts.get(tenant) or self._open_account(tenant)
         if not account.waiting:
-            account.counter = max(account.counter, self._level())
+            account.counter = max(account.count(), self._level())
             self._backlogged[tenant] = account
         account.waiting.append(generation)
-        account.num_alive += 1
         self._num_waiting += 1
 
     def head(self) -> Generation:
         """Return the oldest of the tenant with the lowest counter."""
-        return min(self._backlogged.values(), key=_counter).waiting[0]
+        accounts = list(self._backlogged.values())
+        account = accounts[0] if len(accounts) == 1 else min(accounts, key=Account.count)
+        return account.waiting[0]
 
     def remove(self, generation: Generation) -> None:
         """Let a generation leave."""
@@ -91,19 +104,21 @@ class FairQueue:
         if not account.waiting:
             self._last_backlogged = self._backlogged.pop(generation.tenant)
 
-    def charge(self, num_tokens: Mapping[Generation, int]) -> None:
-        """Put tokens on their tenants' counters. Counts, not values: steps may run ahead."""
-        accounts = self._accounts
-        for generation, count in num_tokens.items():
-            accounts[generation.tenant].counter += count / generation.weight
+    def charge(self, generation: Generation, num_tokens: int) -> None:
+        """Put tokens of a prompt on their tenant's counter, before they are scheduled."""
+        account = self._accounts[generation.tenant]
+        account.counter += num_tokens / generation.weight
+        account.running[generation] = generation.num_scheduled + num_tokens
 
     def forget(self, generation: Generation) -> None:
-        """Note that a generation is over."""
-        self._accounts[generation.tenant].num_alive -= 1
+        """Note that a generation is over, and count the last of what was computed for it."""
+        account = self._accounts[generation.tenant]
+        counted = account.running.pop(generation, generation.num_scheduled)
+        account.counter += max(0, generation.num_scheduled - counted) / generation.weight
 
     def _level(self) -> float:
-        waiting = self._backlogged.values()
-        return min(map(_counter, waiting), default=self._last_backlogged.counter)
+        accounts = self._backlogged.values() or [self._last_backlogged]
+        return min(account.count() for account in accounts)
 
     def _open_account(self, tenant: str) -> Account:
         if len(self._accounts) >= self._sweep_at:
@@ -117,13 +132,9 @@ class FairQueue:
         self._accounts = {
             tenant: account
             for tenant, account in self._accounts.items()
-            if account.num_alive or account.counter > level
+            if account.waiting or account.running or account.counter > level
         }
         self._sweep_at = 64 + 2 * len(self._accounts)
-
-
-def _counter(account: Account) -> float:
-    return account.counter
 
 
 class FairBatcher(ContinuousBatcher):
