@@ -92,23 +92,16 @@ def decode(
     Returns:
         [num_rows, num_heads, head_dim].
     """
-    query, key, value = qkv
+    query = qkv[0]
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
     tile, num_warps = _tile(num_rows * num_heads, splits.count)
     launch(
         _decode,
         (splits.count, num_heads, num_rows),
-        query,
-        key,
-        value,
+        *qkv,
         query.stride(0),
-        pool,
-        pool.shape[2],
-        texts.table,
-        texts.table.stride(0),
-        slots,
-        positions,
+        *_places(pool, texts, slots, positions),
         splits.partial,
         splits.arrived,
         out,
@@ -124,6 +117,12 @@ def decode(
         **early(query),
     )
     return out
+
+
+def _places(pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor) -> tuple[object, ...]:
+    """Return what says to a kernel where tokens lie."""
+    table = texts.table
+    return pool, pool.shape[2], table, table.stride(0), slots, positions
 
 
 def _tile(num_pairs: int, num_splits: int) -> tuple[int, int]:
@@ -248,21 +247,14 @@ def decode_alone(
         alone: indices of those tokens, int64, [num_alone]; -1 from the end of them on.
         out: where their results go, [num_tokens, num_heads, head_dim].
     """
-    query, key, value = qkv
+    query = qkv[0]
     _, num_heads, head_dim = query.shape
     launch(
         _decode_alone,
         (num_heads, len(alone)),
-        query,
-        key,
-        value,
+        *qkv,
         query.stride(0),
-        pool,
-        pool.shape[2],
-        texts.table,
-        texts.table.stride(0),
-        slots,
-        positions,
+        *_places(pool, texts, slots, positions),
         alone,
         out,
         head_dim**-0.5,
@@ -313,12 +305,7 @@ def write(
         key,
         value,
         key.stride(0),
-        pool,
-        pool.shape[2],
-        texts.table,
-        texts.table.stride(0),
-        slots,
-        positions,
+        *_places(pool, texts, slots, positions),
         HEADS=num_heads,
         HEAD_DIM=head_dim,
         HEADS_WIDTH=triton.next_power_of_2(num_heads),
@@ -375,12 +362,7 @@ def prefill(
         (num_heads, len(tiles.starts)),
         query,
         query.stride(0),
-        pool,
-        pool.shape[2],
-        texts.table,
-        texts.table.stride(0),
-        slots,
-        positions,
+        *_places(pool, texts, slots, positions),
         tiles.starts,
         tiles.ends,
         out,
