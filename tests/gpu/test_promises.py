@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
 
+from gpu.stages import NUM_LAYERS, CudaStages
 from gpu.tiny import GREEDY, NUM_SLOTS, PROMPT, TinyWorker, alone, cpu_worker, engine, small_sizes
 from pluribus import Generation
+from pluribus.interfaces import Executor
 from pluribus.kernels.passes import NUM_ENDS
 from pluribus_caches.kv import timetable
 
@@ -36,17 +40,31 @@ def uneven() -> list[Generation]:
     return crowd
 
 
-@pytest.mark.parametrize("passes", [1, 8])
-@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize(
+    ("make", "num_stages", "lookahead"),
+    [
+        pytest.param(partial(TinyWorker, 1, NUM_LAYERS), 1, 1, id="one pass"),
+        pytest.param(partial(TinyWorker, 8, NUM_LAYERS), 1, 0, id="eight passes"),
+        pytest.param(partial(TinyWorker, 8, NUM_LAYERS), 1, 1, id="eight passes, ahead"),
+        pytest.param(partial(CudaStages, 2), 2, 1, id="two stages"),
+    ],
+)
 def test_answers_are_those_of_each_alone_though_some_wait_for_blocks(
-    passes: int, lookahead: int, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Executor],
+    num_stages: int,
+    lookahead: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert len(ENDS) > NUM_ENDS
     monkeypatch.setattr(timetable, "BLOCKS_LATE", 0)  # so that everybody who can be late is
-    lone, members = cpu_worker(), uneven()
+    lone, members = cpu_worker(NUM_LAYERS), uneven()
     expected = [alone(lone, member) for member in members]
     core = engine(
-        TinyWorker(passes), lookahead=lookahead, max_batch_tokens=NUM_SLOTS, num_tokens=NUM_TOKENS
+        make(),
+        lookahead=lookahead,
+        max_batch_tokens=NUM_SLOTS,
+        num_parts=num_stages,
+        num_tokens=NUM_TOKENS,
     )
     num_waits = 0
     with small_sizes():
