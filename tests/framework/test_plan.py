@@ -181,11 +181,11 @@ def test_graphs_hold_the_activations_of_the_largest_of_them() -> None:
         plan(*of, f"batcher.max_batch_tokens={count}").ranks[0].demand for count in (500, 2048)
     )
     huge = plan(*of, "batcher.max_batch_tokens=20000").ranks[0].demand
-    logits = few.graphs - few.activations * 1024 // 500
+    logits = few.graphs - few.activations * 512 // 500
     assert logits == 64 * 50272 * 2
-    assert many.graphs == many.activations + logits, "captured when it comes up"
+    assert many.graphs == many.activations + logits, "captured first"
     assert huge.graphs == huge.activations * 8192 // 20000 + logits, "more are launched"
     [first, last] = plan(*of, "parallel=pipeline").ranks
-    assert first.demand.graphs < few.graphs / 10, "stages launch their prompts"
+    assert first.demand.graphs < many.graphs / 10, "stages launch their prompts"
     assert last.demand.graphs == first.demand.graphs + logits
     assert plan("model=opt-30b", "plan.device=cpu-512g").ranks[0].demand.graphs == 0

@@ -22,7 +22,8 @@ BATCHERS: tuple[Callable[[ContinuousConfig, KVLedger], Batcher], ...] = (
 MOST_WAITING = 12
 KINDS: tuple[SamplingParams, ...] = (
     GREEDY,
-    replace(GREEDY, max_tokens=20),
+    replace(GREEDY, max_tokens=25),
+    replace(GREEDY, stop_token_ids=tuple(range(3, 60, 3)), max_tokens=25),
     replace(GREEDY, max_tokens=1),
     replace(GREEDY, max_tokens=0, prompt_logprobs=0),
     replace(GREEDY, stop_token_ids=tuple(range(3, 60, 3)), max_tokens=15),
@@ -44,7 +45,8 @@ PROMPTS = (
 class Crowd:
     """Drives one engine, checks its ledger after every step, and every answer that is whole.
 
-    The KV cache holds about three of the longest texts, so that it is often full.
+    The KV cache holds fewer than two of the longest texts, so that it is often full, and its blocks
+    are promised to one after another.
 
     Args:
         make_worker: returns a worker; another one gives each answer alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +71,32 @@ def test_whatever_is_prefilled_has_room_in_what_it_is_padded_to(
     assert sum(layout.lengths) == layout.size
     assert {*columns[0], *columns[6]} == {7}
     assert {*columns[4]} <= {-1}
+
+
+spans = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 40)), min_size=1, max_size=12)
+
+
+@given(spans, st.integers(1, 16))
+def test_each_token_is_alone_or_in_one_tile_of_its_row_and_long_texts_come_first(
+    spans: list[tuple[int, int]], tile_size: int
+) -> None:
+    rows = [Row(slot, start, count, samples=True) for slot, (start, count) in enumerate(spans)]
+    packed = PackedRows.make(rows, tile_size)
+    ends = [
+        min(s + tile_size, e) for s, e in zip(packed.tile_starts, packed.tile_ends, strict=True)
+    ]
+    tiles = [range(*tile) for tile in zip(packed.tile_starts, ends, strict=True)]
+    alone = packed.alone.tolist()
+    assert sorted([*alone, *(at for tile in tiles for at in tile)]) == list(
+        range(len(packed.slots))
+    )
+    for tile in tiles:
+        slot, first = packed.slots[tile[0]], packed.positions[tile[0]]
+        assert (packed.slots[tile] == slot).all()
+        assert packed.positions[tile].tolist() == [first + at for at in range(len(tile))]
+    assert all(rows[packed.slots[at]].num_tokens == 1 for at in alone)
+    for begins in (packed.tile_starts, packed.alone):
+        assert (np.diff(packed.positions[begins]) <= 0).all()
 
 
 @pytest.mark.gpu

@@ -128,10 +128,19 @@ def cpu_worker(num_layers: int = 2) -> Worker:
 
 
 def engine(
-    executor: Executor, *, lookahead: int = 0, max_batch_tokens: int = 8, num_parts: int = 1
+    executor: Executor,
+    *,
+    lookahead: int = 0,
+    max_batch_tokens: int = 8,
+    num_parts: int = 1,
+    num_tokens: int = SHAPE.num_tokens,
 ) -> EngineCore:
-    """Return an engine around an executor whose slots are all free."""
-    ledger = PagedKVCache(PagedConfig(block_size=BLOCK_SIZE)).ledger(SHAPE)
+    """Return an engine around an executor whose slots are all free.
+
+    Its ledger hands out room for ``num_tokens``, or all that the executor's store has.
+    """
+    shape = replace(SHAPE, num_tokens=num_tokens)
+    ledger = PagedKVCache(PagedConfig(block_size=BLOCK_SIZE)).ledger(shape)
     config = ContinuousConfig(max_batch_size=NUM_SLOTS, max_batch_tokens=max_batch_tokens)
     batcher = ContinuousBatcher(config, ledger)
     rotation = Rotation(num_parts, frozenset(Capability))

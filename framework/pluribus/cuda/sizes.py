@@ -7,6 +7,7 @@ SIZES = (1, 2, 4, *range(8, 32, 8), *range(32, 128, 16), *range(128, 256, 32), *
 TOKENS = tuple(sorted([*(16 << i for i in range(10)), *(24 << i for i in range(4, 9))]))
 """Numbers of tokens that the layers are captured for: 16 to 8,192."""
 AT_START = 1024
-"""Up to so many tokens, they are captured before the first request; beyond, when they come up."""
+"""Up to so many tokens, they are captured before the first request, as the largest step is; others
+beyond, when they come up."""
 ROWS = (1, 4, 16, 64, 256)
 """Numbers of rows that sampling is captured for, beside the most that there can be."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pluribus.cuda.sizes import AT_START, TOKENS
+from pluribus.cuda.sizes import TOKENS
 from pluribus.interfaces import ModelSpec, Share
 from pluribus.plan.outline import Outline
 from pluribus.units import item_size
@@ -140,7 +140,7 @@ def _graph_bytes(outline: Outline, share: Share, num_tokens: int, dtype: str) ->
     largest = num_rows
     if share.num_stages == 1:
         of_prompts = min((size for size in TOKENS if size >= num_tokens), default=TOKENS[-1])
-        largest = max(num_rows, AT_START, of_prompts)
+        largest = max(num_rows, of_prompts)
     layers = blueprint.activation_bytes(share, largest, dtype)
     return layers + _logit_bytes(blueprint.spec, share, num_rows, dtype)
 
