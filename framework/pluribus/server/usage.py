@@ -26,7 +26,7 @@ class UsageTiming(ResponseBody, frozen=True, kw_only=True):
     queue_ms: Annotated[float, Meta(description="From its arrival to its first step.")]
     prefill_ms: Annotated[float, Meta(description="From there to its first token.")]
     decode_ms: Annotated[float, Meta(description="From there to its last.")]
-    mean_batch_size: Annotated[float, Meta(description="Generations that ran at once, on average, while it did.")]
+    mean_batch_size: Annotated[float, Meta(description="Generations in its steps, on average.")]
     cached_tokens: Annotated[int, Meta(description="Prompt tokens found in the KV cache.")]
 
 
