@@ -59,6 +59,10 @@ class Companion:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def join(self) -> None:
+        """Wait until it has ended, where no event loop runs."""
+        self._ended.result()
+
     async def kill(self) -> None:
         """End it and what it has started at once, and wait until it has ended."""
         self.end()

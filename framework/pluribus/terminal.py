@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import NoReturn, TextIO
@@ -19,6 +20,8 @@ UNREAD = 141
 """The exit code that shells know for a command whose reader has left, as ``head`` does."""
 
 
+SECONDS_TO_END = 1.0
+"""That killed processes are waited for, at most."""
 companions: set[int] = set()
 """Process groups that this process has started, and that are of no use without it."""
 
@@ -45,6 +48,10 @@ def _end(code: int, *_: object) -> NoReturn:
     for group in list(companions):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
+    # Whoever waits for this process may look for those at once. Threads watch them end.
+    deadline = time.monotonic() + SECONDS_TO_END
+    while companions and time.monotonic() < deadline:
+        time.sleep(0.002)
     os._exit(code)
 
 

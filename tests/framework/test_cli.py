@@ -349,8 +349,8 @@ def test_an_interrupted_command_ends_without_a_word(
         text=True,
         start_new_session=True,  # as in a terminal, all processes of the command get the signal
     ) as process:
-        # The engine's messages are about to be needed: by then Python itself has long started.
-        while "msgspec" not in Path(f"/proc/{process.pid}/maps").read_text():
+        # The tokenizer is about to be needed: by then Python itself has long started.
+        while "tokenizers" not in Path(f"/proc/{process.pid}/maps").read_text():
             assert process.poll() is None
             time.sleep(0.01)
         time.sleep(seconds)

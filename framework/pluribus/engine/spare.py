@@ -33,6 +33,7 @@ class SpareProcess:
             self._is_taken = True
             self.socket.close()
             self.process.end()
+            self.process.join()
 
     def __enter__(self) -> Self:
         return self
