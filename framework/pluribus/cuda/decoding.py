@@ -36,7 +36,6 @@ class Decoding:
         self._padding = rank.state.padding
         self._rows = Rows.make(self._padding, MAX_PASSES, rank.device)
         self._rows.asked.fill_(self._padding)
-        self._asked: tuple[int, ...] = ()
         self._wanted: tuple[tuple[int, ...], bool] = ((), False)
         self._places: Sequence[int] = ()
         self._sizes = sizes_up_to(self._padding, SIZES)
@@ -121,11 +120,8 @@ class Decoding:
     def _ask(self, slots: tuple[int, ...], size: int) -> None:
         """Put slots into the first rows, and padding into the rest of what will run."""
         self._wanted = ((), False)
-        asked = slots + (self._padding,) * (size - len(slots))
-        if self._asked[:size] != asked:
-            [column] = upload(self._rank.device, asked)
-            self._rows.asked[:size] = column
-            self._asked = asked + self._asked[size:]
+        [column] = upload(self._rank.device, slots + (self._padding,) * (size - len(slots)))
+        self._rows.asked[:size] = column
 
     def _run_pass(self, num_rows: int) -> None:
         rows = self._rows.first(num_rows)

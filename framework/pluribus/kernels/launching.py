@@ -74,9 +74,8 @@ def _alike(given: Iterable[Any]) -> list[list[Any]]:
     """Return compiled kernels, those together that are launched by the same code."""
     alike: dict[str, list[Any]] = {}
     for each in given:
-        kernel = (
-            each.result() if hasattr(each, "result") else each
-        )  # it may have been there already
+        # It is the kernel itself where that has been compiled before.
+        kernel = each.result() if hasattr(each, "result") else each
         alike.setdefault(str(kernel.src.signature), []).append(kernel)
     return list(alike.values())
 
