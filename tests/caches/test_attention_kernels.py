@@ -10,9 +10,7 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus.interfaces.device_store import Tiles
-from pluribus_caches.kernels import attention
 from pluribus_caches.kernels.attention import (
-    AT_ONCE,
     TILE,
     Splits,
     Texts,
@@ -82,18 +80,10 @@ def numbers(*values: int) -> Tensor:
 
 @torch_types
 @pytest.mark.parametrize(("num_heads", "head_dim"), SIZES)
-@pytest.mark.parametrize(
-    ("num_splits", "at_once"), [(1, AT_ONCE), (1, 0), (4, 0), (32, 0)], ids=str
-)
+@pytest.mark.parametrize("num_splits", [1, 4, 32])
 def test_decoding_attends_to_the_text_and_writes_its_own_token(
-    num_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    num_splits: int,
-    at_once: int,
-    monkeypatch: pytest.MonkeyPatch,
+    num_heads: int, head_dim: int, dtype: torch.dtype, num_splits: int
 ) -> None:
-    monkeypatch.setattr(attention, "AT_ONCE", at_once)
     setting = Setting(num_heads, head_dim, dtype)
     slots, positions = (3, 0, 4, 1), (0, 1, 16, 70)
     query, key, value = setting.qkv(4)
@@ -184,10 +174,9 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
 @torch_types
 @pytest.mark.parametrize(("num_heads", "head_dim"), SIZES)
 def test_tokens_alone_in_their_rows_are_decoded_beside_others(
-    num_heads: int, head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    num_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
     """What is no row of its own is left as it is."""
-    monkeypatch.setattr(attention, "AT_ONCE", 0)  # or they differ by how sums are cut
     setting = Setting(num_heads, head_dim, dtype)
     slots, positions = (2, 2, 0, 3, 3, 4, 1), (0, 1, 61, 90, 91, 75, 0)
     alone = [2, 5, 6]

@@ -56,11 +56,10 @@ def test_each_repeat_and_the_summary_are_a_line_of_json(tmp_path: Path) -> None:
     assert [repeat["repeat"] for repeat in repeats] == [1, 2]
     for record in (*repeats, summary):
         assert record["output_tokens"] == 3 * 4
-        # Each of three requests takes part in four steps; they arrive within a step or two.
-        assert 4 <= record["steps"] <= 4 + 2
-        assert 0 < record["model_ms"]["p50"] < record["step_ms"]["p50"]
-        assert 0 < record["choosing_ms"]["p50"] < record["step_ms"]["p50"]
-        assert 0 < record["engine_ms"]["p50"] < record["step_ms"]["p99"]
+        # Each of three requests takes part in four steps, alone or together with others.
+        assert 4 <= record["steps"] <= 3 * 4
+        for part in ("model_ms", "choosing_ms", "engine_ms", "step_ms"):
+            assert 0 < record[part]["p50"] < 1000 * record["seconds"]
         assert record["engine_ms_a_pass"] == record["engine_ms"]
         assert record["passes_a_step"] == 1
         assert 0 < record["tpot_ms"]["p50"] <= record["tpot_ms"]["p99"]

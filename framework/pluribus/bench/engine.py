@@ -127,12 +127,17 @@ class BenchEngine:
                 max_tokens=request.num_tokens, temperature=temperature, seed=id_, ignore_eos=True
             )
             self._client.send(Submit(id_, request.prompt, params, "", 1.0, ""))
+        received = []
         num_left = len(requests)
         async for outputs in self._outputs():
             times.append(time.perf_counter())
-            num_left -= _record(outputs, courses, times[-1] - times[0])
+            received.append(outputs)
+            num_left -= sum(output.finish_reason is not None for output in outputs)
             if not num_left:
                 break
+        # Afterwards: where the engine is a thread, it waits while this one counts.
+        for outputs, now in zip(received, times[1:], strict=True):
+            _record(outputs, courses, now - times[0])
         steps = [after - before for before, after in itertools.pairwise(times)]
         turns = [*self._turns]
         passes = [] if turns else [*self._passes]  # few calls, if most work is replayed
@@ -150,14 +155,13 @@ class BenchEngine:
         raise EngineError("the engine has ended without a word")
 
 
-def _record(outputs: Sequence[Output], courses: Mapping[int, Course], now: float) -> int:
-    """Note who gained tokens, and return how many have ended."""
+def _record(outputs: Sequence[Output], courses: Mapping[int, Course], now: float) -> None:
+    """Note who gained tokens."""
     for output in outputs:
         course = courses[output.id]
         course.first = course.first or now
         course.last = now
         course.num_tokens += len(output.tokens)
-    return sum(output.finish_reason is not None for output in outputs)
 
 
 def _host(

@@ -20,8 +20,6 @@ from pluribus.kernels.launching import early, follow, launch
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
-AT_ONCE = 16 * 132
-"""Programs of one warp that run at once on 132 multiprocessors."""
 NARROWEST = 16
 """What tensor cores multiply, at least."""
 NOTHING = tl.constexpr(-1.0e30)
@@ -95,7 +93,7 @@ def decode(
     query = qkv[0]
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
-    tile, num_warps = _tile(num_rows * num_heads, splits.count)
+    tile, num_warps = (16, 1) if splits.count > 4 else (64, 2)  # measured on an H100
     launch(
         _decode,
         (splits.count, num_heads, num_rows),
@@ -123,16 +121,6 @@ def _places(pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor) -> tup
     """Return what says to a kernel where tokens lie."""
     table = texts.table
     return pool, pool.shape[2], table, table.stride(0), slots, positions
-
-
-def _tile(num_pairs: int, num_splits: int) -> tuple[int, int]:
-    """Return tokens of a tile and warps of a program; measured on an H100 for heads of 64 and 128.
-
-    Larger programs read uneven texts faster, smaller ones what they can read all at once.
-    """
-    if num_splits > 4:
-        return 16, 1
-    return (32, 1) if num_splits == 1 and num_pairs <= AT_ONCE else (64, 2)
 
 
 @triton.jit
@@ -184,8 +172,9 @@ def _decode_row(
         block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
         at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
         mask = is_token[:, None] & is_dim[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
-        v = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+        # More than the cache holds, which is for what others read again.
+        k = tl.load(keys + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        v = tl.load(values + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         score = tl.where(is_token, tl.sum(k * q[None, :], 1), NOTHING)
         new_highest = tl.maximum(highest, tl.max(score, 0))
         shrink = tl.exp2(highest - new_highest)
