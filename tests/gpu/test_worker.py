@@ -80,7 +80,7 @@ def test_what_decodes_beside_a_prompt_runs_with_it(monkeypatch: pytest.MonkeyPat
     decoded: list[int] = []
     decode = Decoding.run
 
-    def note(decoding: Decoding, rows: Sequence[Row], passes: int) -> Any:
+    def note(decoding: Decoding, rows: Sequence[Row], passes: int = 1) -> Any:
         decoded.append(len(rows))
         return decode(decoding, rows, passes)
 
@@ -115,13 +115,13 @@ def test_whatever_shares_a_step_each_gets_what_it_gets_alone(
 def test_only_prompts_that_are_scored_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else a row asks for, its layers are replayed with everybody's."""
     launched: list[Row] = []
-    launch = CudaWorker._launch_all
+    launch = CudaWorker._run
 
-    def note(worker: CudaWorker, rows: Sequence[Row], passes: int) -> Any:
+    def note(worker: CudaWorker, rows: Sequence[Row]) -> Any:
         launched.extend(rows)
-        return launch(worker, rows, passes)
+        return launch(worker, rows)
 
-    monkeypatch.setattr(CudaWorker, "_launch_all", note)
+    monkeypatch.setattr(CudaWorker, "_run", note)
     run(engine(TinyWorker(4), lookahead=1), asked())
     assert launched
     assert all(row.scores for row in launched)

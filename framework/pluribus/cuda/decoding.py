@@ -53,7 +53,7 @@ class Decoding:
         for size in reversed(self._sizes):
             self._capture(self._graphs, size)
 
-    def run(self, rows: Sequence[Row], passes: int) -> Callable[[], StepResult]:
+    def run(self, rows: Sequence[Row], passes: int = 1) -> Callable[[], StepResult]:
         """Run passes of these rows; return a function that waits for what came of them."""
         size = bucket(self._sizes, len(rows))
         assert size is not None, f"{len(rows)} rows where there are {self._padding} slots"

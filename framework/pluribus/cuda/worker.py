@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
@@ -12,7 +11,7 @@ from pluribus.cuda.prefilling import Prefilling
 from pluribus.cuda.replaying import Kind, ReplayingWorker, Result
 from pluribus.interfaces import KVShape, ModelSpec, Network
 from pluribus.interfaces.device_store import DeviceKVStore
-from pluribus.step import Row, Step, StepResult
+from pluribus.step import Row, Step
 
 
 class CudaWorker(ReplayingWorker):
@@ -48,26 +47,14 @@ class CudaWorker(ReplayingWorker):
         return self._decoding.max_passes
 
     def _pass_through(self, step: Step) -> Result:
-        return self._run_groups(step.rows, partial(self._run_group, step.passes))
+        if step.passes > 1:  # all rows decode
+            return self._decoding.run(step.rows, step.passes)
+        return self._run_groups(step.rows, self._run_group)
 
-    def _run_group(self, passes: int, kind: Kind, rows: Sequence[Row]) -> Result:
+    def _run_group(self, kind: Kind, rows: Sequence[Row]) -> Result:
         if kind is Kind.DECODED:
-            return self._decoding.run(rows, passes)
+            return self._decoding.run(rows)
         num_tokens = sum(row.num_tokens for row in rows)
         if kind is Kind.PREFILLED and self._prefilling.fits(num_tokens):
             return self._prefilling.run(rows)
-        return self._launch_all(rows, passes)
-
-    def _launch_all(self, rows: Sequence[Row], passes: int) -> Result:
-        """Run rows as any worker does, once for each pass."""
-        bring = self.rank.arrivals.bring
-        reads = [bring(self._run([row.after(at) for row in rows])) for at in range(passes)]
-        return lambda: _joined([read() for read in reads])
-
-
-def _joined(results: Sequence[StepResult]) -> StepResult:
-    """Return the results of passes, one after another, as that of one step."""
-    if len(results) == 1:
-        return results[0]
-    rows = zip(*(result.tokens for result in results), strict=True)
-    return StepResult([tuple([token for [token] in row]) for row in rows])
+        return self.rank.arrivals.bring(self._run(rows))
