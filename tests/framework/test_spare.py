@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -64,3 +65,11 @@ def test_threads_wait_for_each_other_briefly_unless_told_otherwise(
     preload()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+def test_what_is_imported_is_never_looked_through_for_garbage() -> None:
+    gc.unfreeze()
+    preload()
+    assert gc.get_freeze_count() > 0
+    assert gc.isenabled()
+    gc.unfreeze()
