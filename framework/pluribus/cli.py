@@ -241,12 +241,12 @@ def _with_config(name: str, task: Callable[[Any, Plugins], int], arguments: Sequ
 
 def _plugins() -> Plugins:
     """Return the plugins, none broken, and let Hydra see what they bring."""
-    from pluribus import config as conf
+    from pluribus import composition
     from pluribus.plugins import discover
 
     plugins = discover()
     plugins.check()
-    conf.add_search_paths(plugins.search_paths)
+    composition.add_search_paths(plugins.search_paths)
     return plugins
 
 
@@ -255,22 +255,23 @@ def _compose(name: str, arguments: Sequence[str]) -> list[tuple[Any, Sequence[st
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from pluribus import config as conf
+    from pluribus import composition
+    from pluribus.config_files import config_dir
 
     jobs: list[tuple[Any, Sequence[str]]] = []
 
     def keep(config: Any) -> None:
         jobs.append((config, list(HydraConfig.get().overrides.task)))
 
-    conf.check_folder()
+    composition.check_folder()
     sys.argv = [f"pluribus {name}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us instead of being printed
     try:
-        hydra.main(version_base="1.3", config_path=conf.config_dir(), config_name=name)(keep)()
-    except conf.COMPOSE_ERRORS as error:
-        _fail(conf.explain(error))
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(keep)()
+    except composition.COMPOSE_ERRORS as error:
+        _fail(composition.explain(error))
     for config, _ in jobs:
-        conf.check_keys(config, name)
+        composition.check_keys(config, name)
     return jobs
 
 
