@@ -86,8 +86,7 @@ Run = Callable[[Work, float], int]
 
 def ours(model: str, tokenizer: str) -> Run:
     """Return our side, loaded: the engine itself, stepped in this thread."""
-    from pluribus import SamplingParams, assembly, runtime
-    from pluribus import config as conf
+    from pluribus import SamplingParams, assembly, composition, runtime
     from pluribus.generation import Generation
     from pluribus.plugins import discover
 
@@ -102,7 +101,7 @@ def ours(model: str, tokenizer: str) -> Run:
         "batcher.max_batch_tokens=8192",
     )
     plugins = discover()
-    parts = assembly.assemble(conf.load("serve", overrides), plugins)
+    parts = assembly.assemble(composition.load("serve", overrides), plugins)
     core = runtime.start(parts, plugins, lambda done, total: None, sys.exit)
 
     def run(work: Work, temperature: float) -> int:

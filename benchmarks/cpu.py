@@ -27,7 +27,7 @@ from transformers import OPTConfig, OPTForCausalLM
 import pluribus_opt
 from front import asking
 from http_client import Connection
-from pluribus import config as conf
+from pluribus import composition
 from pluribus.assembly import assemble
 from pluribus.bench.engine import BenchEngine, timed_core
 from pluribus.bench.measurement import between
@@ -83,7 +83,7 @@ def below(what: str, ours: float, other: float | None, figure: float, most: floa
 
 def load(*overrides: str) -> BenchEngine:
     """Return an engine, to be entered."""
-    return BenchEngine(conf.load("serve", overrides), discover())
+    return BenchEngine(composition.load("serve", overrides), discover())
 
 
 class Transformers:
@@ -164,7 +164,7 @@ def engine(repeats: int) -> Iterator[Result]:
     steps: list[float] = []
     passes: list[ForwardPass] = []
     plugins = discover()
-    parts = assemble(conf.load("serve", (*OURS, "batcher.max_batch_size=64")), plugins)
+    parts = assemble(composition.load("serve", (*OURS, "batcher.max_batch_size=64")), plugins)
     core = timed_core(parts, plugins, passes, [], lambda done, total: None)
     ids = parts.model.spec.num_token_ids
     for round_ in range(repeats + 1):

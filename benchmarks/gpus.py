@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pluribus_opt
-from pluribus import config as conf
+from pluribus import composition
 from pluribus.bench.engine import BenchEngine
 from pluribus.bench.measurement import Measurement
 from pluribus.bench.workloads import fixed
@@ -110,7 +110,7 @@ def measure(model: str, split: Sequence[str], repeats: int) -> Result:
     overrides = (f"model={model}", *COMMON, *split)
     expected = planned(overrides)  # while the GPUs are free: it is planned for what is left
     started = time.perf_counter()
-    with BenchEngine(conf.load("serve", overrides), discover()) as engine:
+    with BenchEngine(composition.load("serve", overrides), discover()) as engine:
         loaded = time.perf_counter() - started
         alone = [engine.measure(engine.requests(ALONE, at)) for at in range(repeats + 1)][1:]
         many = [engine.measure(engine.requests(MANY, at)) for at in range(repeats + 1)][1:]

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from http_client import Connection
-from pluribus import assembly
+from pluribus import assembly, composition
 from pluribus import config as conf
 from pluribus.engine.async_channel import connect
 from pluribus.engine.channel import Channel
@@ -95,9 +95,9 @@ def run_engine(number: int, passes: int, seconds: float) -> None:
 def run_front(num_workers: int, port: int, passes: int, seconds: float) -> int:
     """Serve such an engine."""
     plugins = discover()
-    conf.add_search_paths(plugins.search_paths)
+    composition.add_search_paths(plugins.search_paths)
     overrides = [f"server.workers={num_workers}", f"server.port={port}", "server.log_level=error"]
-    config = conf.load("serve", [*overrides, "batcher.max_batch_size=512"])
+    config = composition.load("serve", [*overrides, "batcher.max_batch_size=512"])
     parts = assembly.assemble(config, plugins)
     server, host = conf.section(config, "server", ServerConfig), SwiftHost(passes, seconds)
     configure_logging(server.log_format, server.log_level)

@@ -13,8 +13,8 @@ import pytest
 from omegaconf import DictConfig
 
 import pluribus
+from pluribus import composition, hookspecs
 from pluribus import config as conf
-from pluribus import hookspecs
 from pluribus.plugins import KINDS, discover
 from pluribus.server.config import ServerConfig
 
@@ -86,6 +86,15 @@ def test_what_runs_on_a_cpu_needs_no_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["pluribus.engine.process", "pluribus.parallel.rank", "pluribus.server.workers.process"],
+)
+def test_whoever_is_given_a_configuration_needs_no_hydra(module: str) -> None:
+    code = f"import sys; sys.modules['hydra'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def run_without_torch(code: str) -> None:
     """Run ``code`` in a fresh Python and fail if torch was loaded."""
     check = "import sys; assert 'torch' not in sys.modules, 'torch was imported'"
@@ -98,6 +107,7 @@ def run_without_torch(code: str) -> None:
     [
         "pluribus",
         "pluribus.cli",
+        "pluribus.composition",
         "pluribus.config",
         "pluribus.hookspecs",
         "pluribus.plan.command",
@@ -124,7 +134,7 @@ def test_looking_up_every_plugin_loads_no_torch() -> None:
 def test_building_every_choice_loads_no_torch() -> None:
     run_without_torch(
         "import test_architecture as here\n"
-        "for choice in here.CHOICES: here.check_sections(here.conf.load('serve', [choice]))"
+        "for choice in here.CHOICES: here.check_sections(here.composition.load('serve', [choice]))"
     )
 
 
@@ -139,16 +149,16 @@ def check_sections(config: DictConfig) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_builds(choice: str) -> None:
-    check_sections(conf.load("serve", [choice]))
+    check_sections(composition.load("serve", [choice]))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_menu_composes_and_builds(name: str) -> None:
-    check_sections(conf.load(name, ROOT_CONFIGS[name]))
+    check_sections(composition.load(name, ROOT_CONFIGS[name]))
 
 
 def test_every_plugin_has_a_choice_that_selects_it() -> None:
-    configs = [conf.load("serve", [choice]) for choice in CHOICES]
+    configs = [composition.load("serve", [choice]) for choice in CHOICES]
     selected = {
         (kind.name, conf.choice(config, kind.section)) for config in configs for kind in KINDS
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pluribus.config import load
+from pluribus.composition import load
 from processes import ROOT, environment, serving
 
 README = (ROOT / "README.md").read_text()

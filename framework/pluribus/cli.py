@@ -11,11 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pluribus.errors import PluribusError
-from pluribus.plugins import Plugins, discover
 from pluribus.terminal import (
     INTERRUPTED,
     end_on_interrupt,
@@ -23,6 +21,9 @@ from pluribus.terminal import (
     end_with_reader,
     open_standard_streams,
 )
+
+if TYPE_CHECKING:
+    from pluribus.plugins import Plugins
 
 USAGE = """\
 usage: pluribus VERB [group=choice ...] [key=value ...]
@@ -60,6 +61,8 @@ def _run(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     verb, *rest = arguments
     if verb in {"-V", "--version", "version"} or "--version" in rest:
+        from importlib.metadata import version
+
         print(f"pluribus {version('pluribus')}")
         return 0
     if verb not in VERBS:
@@ -70,7 +73,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Serve a model over HTTP until told to stop; return the exit code."""
+    """Serve a model over HTTP until told to stop; return the exit code.
+
+    The engine's process is started before anything else is imported: nothing takes as long as it.
+    """
     from pluribus.engine.spare import SpareProcess
 
     def task(config: Any, plugins: Plugins) -> int:
@@ -194,6 +200,8 @@ def list_plugins(arguments: Sequence[str]) -> int:
     """Print what is installed; the exit code is 1 when a plugin is broken."""
     if unknown := [argument for argument in arguments if argument != "--json"]:
         _fail(f"pluribus plugins takes --json and nothing else, got {' '.join(unknown)}", code=2)
+    from pluribus.plugins import discover
+
     plugins = discover()
     choices, installed = plugins.describe(), plugins.describe_sources()
     if "--json" in arguments:
@@ -233,11 +241,12 @@ def _with_config(name: str, task: Callable[[Any, Plugins], int], arguments: Sequ
 
 def _plugins() -> Plugins:
     """Return the plugins, none broken, and let Hydra see what they bring."""
-    from pluribus import config as conf
+    from pluribus import composition
+    from pluribus.plugins import discover
 
     plugins = discover()
     plugins.check()
-    conf.add_search_paths(plugins.search_paths)
+    composition.add_search_paths(plugins.search_paths)
     return plugins
 
 
@@ -246,22 +255,23 @@ def _compose(name: str, arguments: Sequence[str]) -> list[tuple[Any, Sequence[st
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from pluribus import config as conf
+    from pluribus import composition
+    from pluribus.config_files import config_dir
 
     jobs: list[tuple[Any, Sequence[str]]] = []
 
     def keep(config: Any) -> None:
         jobs.append((config, list(HydraConfig.get().overrides.task)))
 
-    conf.check_folder()
+    composition.check_folder()
     sys.argv = [f"pluribus {name}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us instead of being printed
     try:
-        hydra.main(version_base="1.3", config_path=conf.config_dir(), config_name=name)(keep)()
-    except conf.COMPOSE_ERRORS as error:
-        _fail(conf.explain(error))
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(keep)()
+    except composition.COMPOSE_ERRORS as error:
+        _fail(composition.explain(error))
     for config, _ in jobs:
-        conf.check_keys(config, name)
+        composition.check_keys(config, name)
     return jobs
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -52,6 +51,8 @@ class Companion:
 
     async def wait(self) -> None:
         """Wait until it has ended."""
+        import asyncio  # only now: the process would begin later by what that takes
+
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def end(self) -> None:

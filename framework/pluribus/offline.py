@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from pluribus import assembly, runtime
+from pluribus import assembly, composition, runtime
 from pluribus import config as conf
 from pluribus.engine.client import EngineHost, ProcessHost, ThreadHost
 from pluribus.engine.core import EngineCore
@@ -53,8 +53,8 @@ class Engine:
     def __init__(self, *overrides: str) -> None:
         plugins = discover()
         plugins.check()
-        conf.add_search_paths(plugins.search_paths)
-        config = conf.load("serve", overrides)
+        composition.add_search_paths(plugins.search_paths)
+        config = composition.load("serve", overrides)
         parts = replace(assembly.assemble(config, plugins), queue=UNBOUNDED)
         self.service = Service(parts, plugins, *_hosts(parts, plugins))
         self._loop = asyncio.new_event_loop()

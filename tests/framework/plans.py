@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pluribus import assembly
-from pluribus import config as conf
+from pluribus import assembly, composition
 from pluribus.plan.fit import Plan
 from pluribus.plan.planner import Planner
 from pluribus.plugins import discover
@@ -12,7 +11,7 @@ MODELS = ("opt-125m", "opt-350m", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b", "
 
 
 def planner(*overrides: str) -> Planner:
-    config, plugins = conf.load("plan", overrides), discover()
+    config, plugins = composition.load("plan", overrides), discover()
     return Planner(config, plugins, assembly.describe(config, plugins))
 
 

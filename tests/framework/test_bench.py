@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.counting import CountingExecutor, ask, core
-from pluribus import Step, StepResult
+from pluribus import Step, StepResult, composition
 from pluribus import config as conf
 from pluribus.bench.command import BenchConfig
 from pluribus.bench.engine import BenchEngine
@@ -111,7 +111,7 @@ def test_a_wrong_setting_is_refused_before_anything_runs(
 
 
 def test_settings_change_the_workload_they_are_given_with() -> None:
-    config = conf.load("bench", ["workload=mix16", "num_requests=3", "output_tokens=20"])
+    config = composition.load("bench", ["workload=mix16", "num_requests=3", "output_tokens=20"])
     chosen = conf.pick(config, BenchConfig).chosen()
     assert chosen.num_requests == 3
     assert chosen.output.median == 20
@@ -245,13 +245,13 @@ def test_a_quantile_is_a_value_that_its_share_lies_below(values: list[float], at
 
 
 def test_an_engine_that_cannot_load_says_why() -> None:
-    config = conf.load("bench", ["cache.kv.memory=1KiB"])
+    config = composition.load("bench", ["cache.kv.memory=1KiB"])
     with pytest.raises(Exception, match=r"cache\.kv\.memory"), BenchEngine(config, discover()):
         pass
 
 
 def test_more_than_a_texts_length_is_refused() -> None:
-    engine = BenchEngine(conf.load("bench", []), discover())
+    engine = BenchEngine(composition.load("bench", []), discover())
     with pytest.raises(ConfigError, match="takes 1024"):
         engine.requests(fixed(1, 1000, 25), 0)
     engine.requests(fixed(1, 1000, 24), 0)

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pluribus import ConfigError, SamplingParams
-from pluribus.config import add_search_paths, choice, load, pick, section
+from pluribus.composition import add_search_paths, load
+from pluribus.config import choice, pick, section
 from pluribus.offline import GenerateConfig
 
 

@@ -14,8 +14,7 @@ from dataclasses import replace
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pluribus import ConfigError, assembly
-from pluribus import config as conf
+from pluribus import ConfigError, assembly, composition
 from pluribus.interfaces import Executor, Seat
 from pluribus.parallel import addresses, ray_launcher
 from pluribus.parallel.board import Board, EndOfService
@@ -121,7 +120,7 @@ def test_ray_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_replicas_are_for_one_machine() -> None:
-    config = conf.load("serve", ["launcher=ray", "parallel.replicas=2"])
+    config = composition.load("serve", ["launcher=ray", "parallel.replicas=2"])
     with pytest.raises(ConfigError, match=r"parallel.replicas=2: launcher=ray .*launcher=local"):
         assembly.assemble(config, discover())
 

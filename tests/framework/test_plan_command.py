@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from pluribus import ConfigError, assembly
-from pluribus import config as conf
+from pluribus import ConfigError, assembly, composition
 from pluribus.plan import devices
 from pluribus.plan.command import check
 from pluribus.plan.cuda_driver import CudaDevice
@@ -151,7 +150,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> 
 def test_every_choice_can_be_planned(choice: str) -> None:
     needed = ["batcher=bucket"] if choice == "cache/kv=contiguous" else []
     overrides = [choice, *needed, "plan.device=h200-141g", "plan.count=8"]
-    config, plugins = conf.load("plan", overrides), discover()
+    config, plugins = composition.load("plan", overrides), discover()
     assert Planner(config, plugins, assembly.describe(config, plugins)).plan().fits
 
 
@@ -167,7 +166,7 @@ def test_serve_refuses_what_does_not_fit_before_it_loads(tmp_path: Path) -> None
 
 def refusal(*overrides: str) -> str:
     """Return why ``serve`` would refuse."""
-    config, plugins = conf.load("serve", overrides), discover()
+    config, plugins = composition.load("serve", overrides), discover()
     with pytest.raises(ConfigError) as refused:
         check(config, plugins, assembly.describe(config, plugins), overrides)
     return str(refused.value)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from pluribus import ConfigError
-from pluribus.plan import devices
-from pluribus.plan.cuda_driver import CudaDevice, DriverError, read_devices
+from pluribus.plan import cuda_driver, devices
+from pluribus.plan.cuda_driver import CudaDevice, DriverError, read_devices, wake_driver
 from pluribus.plan.demand import CUDA_RUNTIME
 from pluribus.plan.devices import GIB, GPUS, larger_devices, named_device, named_site, site_here
 
@@ -74,11 +75,13 @@ class FakeDriver:
     failing: str = ""
     retained: list[int] = field(default_factory=list)
     current: int = 0
+    woken_by: str = ""
 
     def status(self, name: str) -> int:
         return 100 if name == self.failing else 0
 
     def cuInit(self, flags: int) -> int:
+        self.woken_by = threading.current_thread().name
         return self.status("cuInit")
 
     def cuDeviceGetCount(self, count: Any) -> int:
@@ -129,3 +132,18 @@ def test_a_driver_that_fails_leaves_no_context(failing: str) -> None:
     with pytest.raises(DriverError, match="CUDA error 100"):
         read_devices(driver)
     assert not driver.retained
+
+
+def test_the_driver_is_woken_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver([])
+    monkeypatch.setattr(cuda_driver, "_load_driver", lambda: driver)
+    assert wake_driver()
+    for thread in threading.enumerate():
+        if thread.name == "cuda-driver":
+            thread.join(10)
+    assert driver.woken_by == "cuda-driver"
+
+
+def test_no_driver_is_woken_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "_load_driver", lambda: None)
+    assert not wake_driver()

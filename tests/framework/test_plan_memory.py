@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from framework.allocations import Allocations
-from pluribus import ConfigError, assembly, rank_worker
-from pluribus import config as conf
+from pluribus import ConfigError, assembly, composition, rank_worker
 from pluribus.generation import SamplingParams
 from pluribus.interfaces import Seat
 from pluribus.plan.demand import Demand, demand
@@ -25,7 +24,7 @@ SAMPLED = SamplingParams(
 
 
 def parts(*overrides: str) -> assembly.Parts:
-    return assembly.assemble(conf.load("serve", [*overrides, "device=cpu"]), discover())
+    return assembly.assemble(composition.load("serve", [*overrides, "device=cpu"]), discover())
 
 
 def start(chosen: assembly.Parts) -> Worker:

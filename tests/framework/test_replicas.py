@@ -7,8 +7,15 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pluribus import ConfigError, Engine, EngineError, SamplingParams, assembly, rank_worker
-from pluribus import config as conf
+from pluribus import (
+    ConfigError,
+    Engine,
+    EngineError,
+    SamplingParams,
+    assembly,
+    composition,
+    rank_worker,
+)
 from pluribus.bench.engine import BenchEngine
 from pluribus.interfaces import Seat
 from pluribus.plugins import discover
@@ -20,7 +27,7 @@ PROMPTS = ["Once upon a time", "The old man", "A cat", "In the forest"]
 
 def parts_of(replica: int, *overrides: str) -> assembly.Parts:
     """Return the parts as the engine of a replica assembles them."""
-    parts = assembly.assemble(conf.load("serve", overrides), discover())
+    parts = assembly.assemble(composition.load("serve", overrides), discover())
     config = OmegaConf.create(engine_configs(parts.config, parts.replicas.replicas)[replica])
     assert isinstance(config, DictConfig)
     return assembly.assemble(config, discover())
@@ -99,6 +106,6 @@ def test_a_script_is_told_of_a_device_that_is_not_there(monkeypatch: pytest.Monk
 
 
 def test_bench_measures_one_engine() -> None:
-    config = conf.load("bench", ["parallel.replicas=2"])
+    config = composition.load("bench", ["parallel.replicas=2"])
     with pytest.raises(ConfigError, match=r"parallel.replicas=2: bench measures one engine"):
         BenchEngine(config, discover())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 
 import pytest
 
+from pluribus.engine import process
 from pluribus.engine.client import ProcessHost
 from pluribus.engine.process import SPINS, preload
 from pluribus.engine.spare import SpareProcess
+from pluribus.kernels import preparing
 from pluribus.terminal import companions
 
 
@@ -64,3 +67,22 @@ def test_threads_wait_for_each_other_briefly_unless_told_otherwise(
     preload()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_triton_gets_ready_meanwhile_where_a_device_may_be(
+    monkeypatch: pytest.MonkeyPatch, *, has_driver: bool
+) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(process, "wake_driver", lambda: has_driver)
+    monkeypatch.setattr(preparing, "prepare", lambda: asked.append(None))
+    preload()
+    assert len(asked) == has_driver
+
+
+def test_what_is_imported_is_never_looked_through_for_garbage() -> None:
+    gc.unfreeze()
+    preload()
+    assert gc.get_freeze_count() > 0
+    assert gc.isenabled()
+    gc.unfreeze()

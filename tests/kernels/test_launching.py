@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import triton
 
-from pluribus.kernels.launching import compiling, launch, prepare
+from pluribus.kernels.launching import compiling, launch
 
 
 class Compiled:
@@ -122,13 +121,3 @@ def test_what_kernels_may_be_specialised_for_is_compiled_apart(
         launch(another, (1,), torch.zeros(64), 7, SIZE=4)
     assert len(kernel.compiled) == 3
     assert len(another.compiled) == 1
-
-
-def test_what_triton_is_known_by_is_read_beforehand() -> None:
-    triton_key = pytest.importorskip("triton.runtime.cache").triton_key
-    triton_key.cache_clear()
-    prepare()
-    for thread in threading.enumerate():
-        if thread.name == "triton-key":
-            thread.join(60)
-    assert triton_key.cache_info().currsize == 1

@@ -18,8 +18,9 @@ from transformers import OPTForCausalLM
 from opt.folders import NUM_TOKEN_IDS, write_folder, write_tokenizer
 from opt.reading import Reading, whole
 from opt.variants import hugging_face
-from pluribus import ConfigError, ModelSpec
+from pluribus import ConfigError, ModelSpec, composition
 from pluribus import config as conf
+from pluribus.config_files import config_dir
 from pluribus.errors import CheckpointError
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt import model as module
@@ -340,7 +341,7 @@ def test_the_plugin_offers_opt() -> None:
     assert register_models() == {"opt": OPTModel}
 
 
-CHOICES = sorted(Path(conf.config_dir(), "model").glob("*.yaml"))
+CHOICES = sorted(Path(config_dir(), "model").glob("*.yaml"))
 
 
 def test_every_size_can_be_chosen() -> None:
@@ -349,6 +350,8 @@ def test_every_size_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("path", CHOICES, ids=lambda path: path.stem)
 def test_a_choice_of_model_is_a_sound_section(path: Path) -> None:
-    section = conf.section(conf.load("serve", [f"model={path.stem}"]), "model", OPTModelConfig)
+    section = conf.section(
+        composition.load("serve", [f"model={path.stem}"]), "model", OPTModelConfig
+    )
     assert section.size in (None, path.stem)
     assert path.read_text().startswith("# ")

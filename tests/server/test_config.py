@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pluribus import composition
 from pluribus import config as conf
 from pluribus.errors import ConfigError
 from pluribus.server.config import AuthConfig, ServerConfig
@@ -45,15 +46,17 @@ def test_values_out_of_range_are_refused(settings: dict[str, Any], message: str)
 
 def test_a_key_for_tls_without_its_certificate_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"server\.tls\.certfile is not; give both"):
-        conf.section(conf.load("serve", ["server.tls.keyfile=key.pem"]), "server", ServerConfig)
+        conf.section(
+            composition.load("serve", ["server.tls.keyfile=key.pem"]), "server", ServerConfig
+        )
 
 
 def test_lists_and_sections_come_through() -> None:
     overrides = ["server.cors_origins=['*',https://a.org:8443]", "server.auth.keys_file=/run/keys"]
-    config = conf.section(conf.load("serve", overrides), "server", ServerConfig)
+    config = conf.section(composition.load("serve", overrides), "server", ServerConfig)
     assert config.cors_origins == ["*", "https://a.org:8443"]
     assert config.auth == AuthConfig(keys_file="/run/keys")
 
 
 def test_the_yaml_states_the_defaults() -> None:
-    assert conf.load("serve", []).server == asdict(ServerConfig())
+    assert composition.load("serve", []).server == asdict(ServerConfig())

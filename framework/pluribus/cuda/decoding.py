@@ -45,8 +45,11 @@ class Decoding:
         self.max_passes = 1
 
     def runs(self) -> list[Callable[[], None]]:
-        """Return what is going to be captured, or launched, to be rehearsed."""
-        return [*self._graphs.runs(self._sizes), self._choose_any]
+        """Return what is going to be captured, or launched, to be rehearsed.
+
+        Sampling comes first: no kernel takes longer to compile.
+        """
+        return [self._choose_any, *self._graphs.runs(self._sizes)]
 
     def capture(self) -> None:
         """Capture a pass of every size."""

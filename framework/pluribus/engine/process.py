@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from pluribus.engine.messages import PROTOCOL_VERSION, Died, FromFront, Start
 from pluribus.errors import EngineError
 from pluribus.interfaces import Progress
 from pluribus.logs import configure_logging
+from pluribus.plan.cuda_driver import wake_driver
 from pluribus.plugins import discover
 from pluribus.server.config import ServerConfig
 
@@ -69,13 +71,17 @@ def preload() -> None:
     """Import what takes long, before whoever has started this process knows what it is to run."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    gc.disable()  # modules are no garbage: looking for some among them takes a sixth of all this
+    if wake_driver():
+        from pluribus.kernels.preparing import prepare
+
+        prepare()
     import torch
 
     if torch.cuda.is_available():
-        from pluribus.kernels.launching import prepare
-
-        prepare()
         import pluribus.cuda.worker  # noqa: F401
+    gc.freeze()  # nor will they be any later, while steps wait
+    gc.enable()
 
 
 def die_with_the_parent(parent: int | None = None) -> None:

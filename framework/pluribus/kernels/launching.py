@@ -8,7 +8,6 @@ before, so it may read weights and nothing that is ever written.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -89,17 +88,6 @@ def _load(kernels: Iterable[Any]) -> None:
     for kernel in kernels:
         with suppress(Exception):
             getattr(kernel, "run")  # noqa: B009 - a property that loads
-
-
-def prepare() -> None:
-    """Have Triton read its own files, by which it knows its cache, on a thread meanwhile.
-
-    It does so before the first kernel is compiled or found there, and takes a third of a second.
-    """
-    with suppress(ImportError):  # it is no part of what Triton promises
-        from triton.runtime.cache import triton_key
-
-        threading.Thread(target=triton_key, name="triton-key", daemon=True).start()
 
 
 def early(x: Tensor) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import threading
 from collections.abc import Sequence
 from ctypes import byref, c_char, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
@@ -28,12 +29,21 @@ class DriverError(Exception):
 def cuda_devices() -> Sequence[CudaDevice]:
     """Return the devices that torch would find, in its order; none where it finds none."""
     driver = _load_driver()
-    if driver is None or not torch_has_cuda():
+    if driver is None:
         return ()
     try:
         return read_devices(driver)
     except DriverError:
         return ()
+
+
+def wake_driver() -> bool:
+    """Have the driver get ready, on a thread; return whether there is one that torch would ask."""
+    driver = _load_driver()
+    if driver is None:
+        return False
+    threading.Thread(target=driver.cuInit, args=(0,), name="cuda-driver", daemon=True).start()
+    return True
 
 
 def torch_has_cuda() -> bool:
@@ -77,6 +87,9 @@ def _read_memory(driver: Any, device: c_int) -> tuple[int, int]:
 
 
 def _load_driver() -> Any:
+    """Return the driver's library; None where there is none, or torch has no use for it."""
+    if not torch_has_cuda():
+        return None
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
