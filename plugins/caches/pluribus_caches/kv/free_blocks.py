@@ -9,6 +9,8 @@ EMPTY = 0
 """Stamp of a free block that nobody will look for."""
 HELD = np.iinfo(np.int64).max
 """Stamp of a block that is not free: later than any."""
+SEGMENT = 4096
+"""Blocks that are searched at once: how long that takes does not depend on how many there are."""
 
 
 class FreeBlocks:
@@ -20,6 +22,8 @@ class FreeBlocks:
 
     def __init__(self, num_blocks: int) -> None:
         self._stamps = np.full(num_blocks, EMPTY, dtype=np.int64)
+        # Of each segment, the stamp of what has been free for longest, or an earlier one.
+        self._earliest = np.full(-(-num_blocks // SEGMENT), EMPTY, dtype=np.int64)
         self._num_free = num_blocks
         self._clock = EMPTY
 
@@ -33,7 +37,10 @@ class FreeBlocks:
         """Take a block back; empty ones are handed out first, the others the oldest first."""
         assert block not in self
         self._clock += 1
-        self._stamps[block] = EMPTY if is_empty else self._clock
+        stamp = EMPTY if is_empty else self._clock
+        self._stamps[block] = stamp
+        segment = block // SEGMENT
+        self._earliest[segment] = min(stamp, self._earliest[segment])
         self._num_free += 1
 
     def remove(self, block: int) -> None:
@@ -45,16 +52,18 @@ class FreeBlocks:
     def take(self, num_blocks: int) -> list[int]:
         """Hand out the run that is empty or has been free for longest, in ascending order.
 
-        Where no run is long enough, hand out as few runs as possible.
+        It is the one of a segment: of that whose first block has been free for longest, if it has
+        a run that is long enough. Where no segment has one, hand out as few runs as possible.
         """
         assert 0 < num_blocks <= len(self)
-        latest = _latest_in_window(self._stamps, num_blocks)
-        first = int(latest.argmin())
-        if latest[first] != HELD:
+        first = self._find(num_blocks)
+        if first is not None:
             blocks = np.arange(first, first + num_blocks)
         else:
             blocks = np.sort(np.concatenate(self._longest_runs())[:num_blocks])
         self._stamps[blocks] = HELD
+        for segment in np.unique(blocks // SEGMENT):
+            self._earliest[segment] = self._segment(segment).min()
         self._num_free -= num_blocks
         return [int(block) for block in blocks]
 
@@ -65,6 +74,23 @@ class FreeBlocks:
         stamps = stamps[stamps != EMPTY]
         assert len(np.unique(stamps)) == len(stamps)
         assert not len(stamps) or EMPTY < stamps.min() <= stamps.max() <= self._clock
+        for segment, earliest in enumerate(self._earliest):
+            assert earliest <= self._segment(segment).min()
+
+    def _segment(self, segment: int) -> npt.NDArray[np.int64]:
+        return self._stamps[segment * SEGMENT : (segment + 1) * SEGMENT]
+
+    def _find(self, num_blocks: int) -> int | None:
+        """Return where a run of free blocks begins, if there is one in any segment."""
+        for segment in self._earliest.argsort(kind="stable"):
+            stamps = self._segment(segment)
+            if self._earliest[segment] == HELD or num_blocks > len(stamps):
+                continue
+            latest = _latest_in_window(stamps, num_blocks)
+            first = int(latest.argmin())
+            if latest[first] != HELD:
+                return int(segment) * SEGMENT + first
+        return None
 
     def _longest_runs(self) -> list[npt.NDArray[np.int64]]:
         """Return all runs of free blocks, the longest first."""
