@@ -24,7 +24,7 @@ class Arrivals:
 
     def mark(self) -> Arrival:
         """Return the point that the device's work has now come to."""
-        return Arrival(self)
+        return Arrival(self).mark()
 
     def bring(self, outcome: Outcome) -> Callable[[], StepResult]:
         """Copy an outcome to the host as soon as it is there; return what waits for just that."""
@@ -39,7 +39,7 @@ class Arrivals:
 
 
 class Arrival:
-    """A point in the device's work, passed once everything before it is done.
+    """A point in the device's work that is marked, and passed once everything before it is done.
 
     A device that works as it is asked, as CPUs do, has always passed it.
     """
@@ -49,7 +49,12 @@ class Arrival:
         self._event: torch.cuda.Event | None = None
         if arrivals.device.type == "cuda":
             self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(arrivals.device))
+
+    def mark(self) -> Arrival:
+        """Let it be the point that the device's work has now come to."""
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(self._arrivals.device))
+        return self
 
     def wait(self) -> None:
         """Wait until it is passed."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.graphs import Graphs, bucket, sizes_up_to
 from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import SIZES
@@ -42,6 +44,7 @@ class Decoding:
         self._graphs: Graphs[int] = Graphs(self._run_pass, rank.pool)
         self._layers: Graphs[int] = Graphs(self._run_layers, rank.pool)
         self._hidden: Tensor | None = None
+        self._landings: list[Landing] = []
         self.max_passes = 1
 
     def runs(self) -> list[Callable[[], None]]:
@@ -65,22 +68,25 @@ class Decoding:
             self._capture(self._layers, size)
         places = self._place(rows, size, in_order=is_special)
         self._rows.counter.zero_()
-        started = self._rank.arrivals.mark()
+        landing = self._landings.pop() if self._landings else Landing.make(self._rank, self._rows)
+        landing.started.mark()
         if is_special:
             told = self._launch_heads(rows, size, passes)
             if told is not None:
+                self._landings.append(landing)
                 return self._rank.arrivals.bring(told)
         else:
             self._graphs.replay(size, passes)
-        answers = self._rows.answers[:passes, : len(rows)]
-        answers = answers.to("cpu", non_blocking=True, copy=True)
-        ended = self._rank.arrivals.mark()
+        landing.answers[:passes].copy_(self._rows.answers[:passes], non_blocking=True)
+        landing.ended.mark()
 
         def read() -> StepResult:
-            ended.wait()
-            wanted = passes * SECONDS_OF_PASSES / max(ended.seconds_since(started), 1e-6)
+            landing.ended.wait()
+            seconds = landing.ended.seconds_since(landing.started)
+            wanted = passes * SECONDS_OF_PASSES / max(seconds, 1e-6)
             self.max_passes = max(1, min(MAX_PASSES, int(wanted)))
-            tokens = list(zip(*answers.tolist(), strict=True))
+            tokens = list(zip(*landing.answers[:passes, : len(rows)].tolist(), strict=True))
+            self._landings.append(landing)
             return StepResult([tokens[place] for place in places])
 
         return read
@@ -150,3 +156,24 @@ class Decoding:
         rows, sampler = self._rows.first(1), self._rank.sampler
         logits = torch.zeros(1, self._rank.state.num_token_ids, device=self._rank.device)
         sampler.draw(logits, rows.slots, rows.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where the answers of one step come to; used again once they are read.
+
+    Attributes:
+        answers: on the host, int64, [max_passes, num_rows].
+        started, ended: when the step's passes begin, and when their answers are there.
+    """
+
+    answers: Tensor
+    started: Arrival
+    ended: Arrival
+
+    @classmethod
+    def make(cls, rank: Rank, rows: Rows) -> Landing:
+        """Return one for the answers of these rows."""
+        is_cuda = rank.device.type == "cuda"
+        answers = torch.empty_like(rows.answers, device="cpu", pin_memory=is_cuda)
+        return cls(answers, Arrival(rank.arrivals), Arrival(rank.arrivals))

@@ -6,6 +6,7 @@ On a CPU, where kernels run through Triton's interpreter, the work is simply run
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -116,8 +117,9 @@ class Graphs(Generic[Key]):
 
 
 def bucket(sizes: Sequence[int], wanted: int) -> int | None:
-    """Return the smallest size that holds ``wanted``; None where none does."""
-    return min((size for size in sizes if size >= wanted), default=None)
+    """Return the smallest size, of ascending ones, that holds ``wanted``; None if none does."""
+    at = bisect_left(sizes, wanted)
+    return sizes[at] if at < len(sizes) else None
 
 
 def sizes_up_to(most: int, sizes: Sequence[int]) -> Sequence[int]:

@@ -35,8 +35,8 @@ class Rank:
 
     def is_special(self, rows: Sequence[Row]) -> bool:
         """Return whether choosing any row's token takes more than the sampling kernel."""
-        is_special = self.state.is_special
-        return True in [is_special[row.slot] for row in rows]
+        special = self.state.special
+        return bool(special) and not special.isdisjoint([row.slot for row in rows])
 
     def choose(self, rows: Sequence[Row], columns: Rows, hidden: Tensor) -> Outcome:
         """Launch what chooses the rows' tokens, whatever that takes, and end their pass.

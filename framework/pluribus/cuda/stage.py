@@ -44,7 +44,7 @@ class CudaStageWorker(ReplayingWorker):
         self.rank.pool.trim()
 
     def _is_replayed(self, row: Row) -> bool:
-        return self._kind(row) is Kind.DECODED and not self.state.is_special[row.slot]
+        return self._kind(row) is Kind.DECODED and row.slot not in self.state.special
 
     def _tell(self, outcome: Outcome) -> Result:
         return self.rank.arrivals.bring(outcome)

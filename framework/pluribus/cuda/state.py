@@ -25,13 +25,13 @@ class CudaSlotState(SlotState):
 
     Attributes:
         padding: the slot that pads.
-        is_special: of each slot, whether choosing its tokens takes more than the sampling kernel.
+        special: slots whose tokens take more to choose than the sampling kernel.
     """
 
     def __init__(self, shape: KVShape, num_token_ids: int, device: torch.device) -> None:
         num_slots = shape.num_slots + 1
         self.padding = shape.num_slots
-        self.is_special = [False] * num_slots
+        self.special: set[int] = set()
         super().__init__(replace(shape, num_slots=num_slots), num_token_ids, device)
         # One row of each table for a parameter, so that a step's admissions are a write each.
         self._floats = torch.zeros(6, num_slots, device=device)
@@ -49,7 +49,10 @@ class CudaSlotState(SlotState):
             self.note(admission)
             params, needs = admission.params, self.needs[admission.slot]
             tells = params.logprobs is not None
-            self.is_special[admission.slot] = tells or bool(needs & ADJUSTED)
+            if tells or needs & ADJUSTED:
+                self.special.add(admission.slot)
+            else:
+                self.special.discard(admission.slot)
         floats = np.array([_floats(each.params) for each in admissions], np.float32)
         ints = np.array([_ints(each) for each in admissions], np.int64)
         width = max(len(each.prompt) for each in admissions)
