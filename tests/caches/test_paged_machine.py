@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pluribus import Generation, SamplingParams
 from pluribus.testing.machine import run_machine
+from pluribus_caches.kv import free_blocks
 from pluribus_caches.kv.paged_ledger import PagedLedger
 
 
@@ -136,7 +137,11 @@ class PagedLedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefixes", "no-prefixes"])
-def test_what_is_found_is_what_was_asked_for_whatever_happens(prefix_caching: bool) -> None:
+@pytest.mark.parametrize("segment", [5, free_blocks.SEGMENT])
+def test_what_is_found_is_what_was_asked_for_whatever_happens(
+    segment: int, prefix_caching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free_blocks, "SEGMENT", segment)
     run_machine(
         partial(PagedLedgerMachine, prefix_caching=prefix_caching),
         settings(deadline=None, max_examples=200, stateful_step_count=60),
