@@ -18,9 +18,10 @@ from framework.counting import CountingExecutor
 from pluribus import ConfigError, Engine, EngineError, Executor, SamplingParams
 from pluribus.engine.channel import Channel
 from pluribus.interfaces import Seat
+from pluribus.parallel import rank
 from pluribus.parallel.crew import Crew, Member, Roster
 from pluribus.parallel.local import LocalCrew
-from pluribus.parallel.messages import FromRank, RankDied, ToRank
+from pluribus.parallel.messages import FromRank, RankBeat, RankDied, ToRank
 from pluribus.parallel.ranks import RankProcesses
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -148,6 +149,18 @@ def test_a_rank_that_raises_is_ended_and_its_reason_told() -> None:
     assert re.match(r"rank 1 died: ConfigError: .*server", reasons[0])
 
 
+def test_a_rank_says_that_it_runs_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has said nothing is given a minute: it may still be importing."""
+    monkeypatch.setattr(rank, "SECONDS_BETWEEN_BEATS", 3600.0)
+    ours, theirs = socket.socketpair()
+    channel: Channel[FromRank, ToRank] = Channel(ours, ToRank)
+    threading.Thread(target=rank.beat, args=(channel,), daemon=True).start()
+    first: Channel[ToRank, FromRank] = Channel(theirs, FromRank)
+    assert first.receive(block=True) == [RankBeat()]
+    channel.close()
+    first.close()
+
+
 class Puppets(Crew):
     """Ranks without processes: the test says what they say."""
 
@@ -169,8 +182,8 @@ class Puppets(Crew):
         self.abandon()
 
     def abandon(self) -> None:
-        for rank in self.ranks:
-            rank.close()
+        for each in self.ranks:
+            each.close()
 
 
 def test_who_is_gone_is_to_blame_and_not_who_raised_because_of_that() -> None:

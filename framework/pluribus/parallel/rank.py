@@ -65,7 +65,7 @@ def main() -> None:
     steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
     receiver = threading.Thread(target=_receive, args=(channel, steps), daemon=True)
     receiver.start()
-    threading.Thread(target=_beat, args=(channel,), daemon=True).start()
+    threading.Thread(target=beat, args=(channel,), daemon=True).start()
     try:
         _run(start, steps)
     except BaseException as error:
@@ -123,9 +123,11 @@ def _receive(channel: Channel[FromRank, ToRank], steps: queue.SimpleQueue[Step])
     os._exit(LEFT_ALONE)
 
 
-def _beat(channel: Channel[FromRank, ToRank]) -> None:
+def beat(channel: Channel[FromRank, ToRank]) -> None:
+    """Say at once, and from then on, that this process runs: until then it is given long."""
     pause = threading.Event()
     with contextlib.suppress(ChannelClosed):
+        channel.send(RankBeat())
         while not pause.wait(SECONDS_BETWEEN_BEATS):
             channel.send(RankBeat())
 
