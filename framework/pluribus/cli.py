@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
 def serve(arguments: Sequence[str]) -> int:
     """Serve a model over HTTP until told to stop; return the exit code.
 
-    The engine's process is started before anything else is imported: nothing takes as long as it.
+    The engine's process is started before what only this one needs: nothing takes as long as it.
     """
     from pluribus.engine.spare import SpareProcess
 

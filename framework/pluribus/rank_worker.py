@@ -76,6 +76,9 @@ def _prepare(device: torch.device, num_local: int) -> None:
 
     _share_processors(num_local)
     if device.type == "cuda":
+        from pluribus.kernels import preparing
+
+        preparing.check()
         torch.cuda.set_device(device)  # Triton and graphs know no other
     # cuDNN's attention plans anew for every length: 40 ms a step on an H100, others take 2.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -29,6 +29,44 @@ def test_the_run_that_has_been_free_for_longest_is_taken_first() -> None:
     assert [free.take(2) for _ in range(3)] == [[6, 7], [0, 1], [3, 4]]
 
 
+def test_what_is_known_is_kept_while_any_segment_has_room_that_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(free_blocks, "SEGMENT", 4)
+    free = FreeBlocks(12)
+    assert free.take(3) == [0, 1, 2]
+    for block in (2, 1, 0):
+        free.add(block, is_empty=False)
+    assert free.take(3) == [4, 5, 6], "3 is empty, and has no room for three"
+    assert free.take(4) == [8, 9, 10, 11]
+    assert free.take(3) == [1, 2, 3], "0 was the last to be given back"
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=20, max_size=20), st.integers(1, 5), st.integers(3, 7))
+def test_what_is_taken_has_been_free_for_as_long_as_anything_in_a_segment(
+    is_empty: list[bool], num_blocks: int, segment: int
+) -> None:
+    with patch.object(free_blocks, "SEGMENT", segment):
+        free = FreeBlocks(20)
+        free.take(20)
+        for block in range(0, 20, 3):
+            is_empty[block] = False
+        order = sorted(range(20), key=lambda block: block * 7 % 20)
+        ages = {block: 0 if is_empty[block] else age for age, block in enumerate(order, 1)}
+        for block in order:
+            free.add(block, is_empty=is_empty[block])
+        starts = [
+            start
+            for first in range(0, 20, segment)
+            for start in range(first, min(first + segment, 20) - num_blocks + 1)
+        ]
+        latest = [max(ages[start + at] for at in range(num_blocks)) for start in starts]
+        taken = free.take(num_blocks)
+        if starts:
+            assert max(ages[block] for block in taken) == min(latest)
+
+
 def test_of_many_blocks_those_are_searched_that_have_been_free_for_longest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

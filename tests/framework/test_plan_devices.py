@@ -137,6 +137,8 @@ def test_a_driver_that_fails_leaves_no_context(failing: str) -> None:
 def test_the_driver_is_woken_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver([])
     monkeypatch.setattr(cuda_driver, "_load_driver", lambda: driver)
+    monkeypatch.setattr(cuda_driver, "DEVICE_FILES", (__file__, "/nowhere"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert wake_driver()
     for thread in threading.enumerate():
         if thread.name == "cuda-driver":
@@ -144,6 +146,23 @@ def test_the_driver_is_woken_while_others_go_on(monkeypatch: pytest.MonkeyPatch)
     assert driver.woken_by == "cuda-driver"
 
 
-def test_no_driver_is_woken_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_driver, "_load_driver", lambda: None)
+@pytest.mark.parametrize(
+    ("has_driver", "visible", "file"),
+    [(False, "0", __file__), (True, "", __file__), (True, "0", "/nowhere")],
+    ids=["no driver", "hidden", "no device"],
+)
+def test_no_driver_is_woken_that_would_find_no_device(
+    has_driver: bool, visible: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = FakeDriver([]) if has_driver else None
+    monkeypatch.setattr(cuda_driver, "_load_driver", lambda: driver)
+    monkeypatch.setattr(cuda_driver, "DEVICE_FILES", (file,))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert not wake_driver()
+
+
+def test_a_library_that_is_no_driver_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not wake_driver()
+    assert cuda_driver.cuda_devices() == ()

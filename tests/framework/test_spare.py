@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +15,12 @@ from pluribus.engine.process import SPINS, preload
 from pluribus.engine.spare import SpareProcess
 from pluribus.kernels import preparing
 from pluribus.terminal import companions
+
+
+@pytest.fixture(autouse=True)
+def _all_is_looked_through_again() -> Iterator[None]:
+    yield
+    gc.unfreeze()
 
 
 def test_one_that_nobody_takes_ends() -> None:
@@ -81,8 +88,6 @@ def test_triton_gets_ready_meanwhile_where_a_device_may_be(
 
 
 def test_what_is_imported_is_never_looked_through_for_garbage() -> None:
-    gc.unfreeze()
     preload()
     assert gc.get_freeze_count() > 0
     assert gc.isenabled()
-    gc.unfreeze()

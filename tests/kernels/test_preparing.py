@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from pluribus.kernels.preparing import prepare
+from pluribus.errors import ConfigError
+from pluribus.kernels.preparing import check, prepare
 
 cache = pytest.importorskip("triton.runtime.cache")
 driver = pytest.importorskip("triton.backends.nvidia.driver")
@@ -50,3 +51,16 @@ def test_what_cannot_be_done_is_left_to_who_needs_it(
     prepare_and_wait()  # an error that a thread ends with fails a test
     monkeypatch.delattr(module, name)
     prepare_and_wait()
+
+
+def test_a_machine_without_a_compiler_is_told_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(driver, "CudaUtils", fail)
+    with pytest.raises(ConfigError, match=r"device=cuda: .*\(gcc, .*says: Failed to find C comp"):
+        check()
+    monkeypatch.setattr(driver, "CudaUtils", object)
+    check()

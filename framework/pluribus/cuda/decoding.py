@@ -162,6 +162,8 @@ class Decoding:
 class Landing:
     """Where the answers of one step come to; used again once they are read.
 
+    Ranks whose answers nobody reads make one for each step.
+
     Attributes:
         answers: on the host, int64, [max_passes, num_rows].
         started, ended: when the step's passes begin, and when their answers are there.

@@ -25,7 +25,8 @@ class CudaSlotState(SlotState):
 
     Attributes:
         padding: the slot that pads.
-        special: slots whose tokens take more to choose than the sampling kernel.
+        special: slots for whose tokens, since they were last admitted to, it takes more than
+            the sampling kernel.
     """
 
     def __init__(self, shape: KVShape, num_token_ids: int, device: torch.device) -> None:

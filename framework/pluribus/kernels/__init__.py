@@ -1,4 +1,4 @@
 """Kernels for CUDA devices, in Triton. Each is tested on CPUs, through Triton's interpreter.
 
-Importing a module of this package imports triton; nothing on a CPU's path does.
+Most modules of this package import triton as they are imported; nothing on a CPU's path does.
 """

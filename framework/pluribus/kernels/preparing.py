@@ -6,6 +6,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from pluribus.errors import ConfigError
+
+_building: threading.Thread | None = None
+"""Builds, or has built, what Triton speaks to the driver by."""
+
 
 def prepare() -> None:
     """Have Triton get ready, on threads that need neither torch nor much of Python.
@@ -17,11 +22,39 @@ def prepare() -> None:
         from triton.backends.nvidia.driver import CudaUtils
         from triton.runtime.cache import triton_key
 
-        for name, task in (("triton-utils", CudaUtils), ("triton-key", triton_key)):
-            threading.Thread(target=_attempt, args=(task,), name=name, daemon=True).start()
+        global _building
+        _building = _start("triton-utils", CudaUtils)
+        _start("triton-key", triton_key)
 
 
-def _attempt(task: Callable[[], object]) -> None:
-    """Do something ahead of time; where it cannot be done, that is told when it is needed."""
-    with suppress(Exception):
-        task()
+def _start(name: str, task: Callable[[], object]) -> threading.Thread:
+    """Do something ahead of time; an error that stops it comes up again when it is needed."""
+
+    def attempt() -> None:
+        with suppress(Exception):
+            task()
+
+    thread = threading.Thread(target=attempt, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def check() -> None:
+    """See that Triton can speak to the driver.
+
+    Raises:
+        ConfigError: it can not, most often as there is no C compiler.
+    """
+    from triton.backends.nvidia.driver import CudaUtils
+
+    if _building is not None:
+        _building.join()  # two that build it at once would not be of one kind
+    try:
+        CudaUtils()
+    except Exception as error:
+        raise ConfigError(
+            "device=cuda: Triton cannot build what launches its kernels; it needs a C compiler "
+            "(gcc, clang, or what CC names) and Python's headers (python3-dev). Or choose "
+            "device=cpu. "
+            f"It says: {' '.join(str(error).split())}"
+        ) from error

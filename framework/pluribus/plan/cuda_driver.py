@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import threading
 from collections.abc import Sequence
 from ctypes import byref, c_char, c_int, c_size_t, c_void_p
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pluribus.plan.demand import CUDA_RUNTIME
+
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
+"""One of them is there where the driver runs: of Linux, and of Linux on Windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,11 @@ def cuda_devices() -> Sequence[CudaDevice]:
 
 
 def wake_driver() -> bool:
-    """Have the driver get ready, on a thread; return whether there is one that torch would ask."""
+    """Have the driver get ready, on a thread; return whether it is likely to have a device."""
     driver = _load_driver()
-    if driver is None:
+    if driver is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    if not any(map(os.path.exists, DEVICE_FILES)):
         return False
     threading.Thread(target=driver.cuInit, args=(0,), name="cuda-driver", daemon=True).start()
     return True
@@ -91,9 +97,10 @@ def _load_driver() -> Any:
     if not torch_has_cuda():
         return None
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
+    return driver if hasattr(driver, "cuInit") else None
 
 
 def _check(status: int) -> None:

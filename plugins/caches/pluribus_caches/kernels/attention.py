@@ -172,7 +172,7 @@ def _decode_row(
         block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
         at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
         mask = is_token[:, None] & is_dim[None, :]
-        # More than the cache holds, which is for what others read again.
+        # Read once a pass: what stays in the cache are weights and what layers hand on.
         k = tl.load(keys + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         v = tl.load(values + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         score = tl.where(is_token, tl.sum(k * q[None, :], 1), NOTHING)

@@ -10,7 +10,7 @@ EMPTY = 0
 HELD = np.iinfo(np.int64).max
 """Stamp of a block that is not free: later than any."""
 SEGMENT = 4096
-"""Blocks that are searched at once: how long that takes does not depend on how many there are."""
+"""Blocks that are searched at once; others are left out where none can be a better place."""
 
 
 class FreeBlocks:
@@ -52,8 +52,7 @@ class FreeBlocks:
     def take(self, num_blocks: int) -> list[int]:
         """Hand out the run that is empty or has been free for longest, in ascending order.
 
-        It is the one of a segment: of that whose first block has been free for longest, if it has
-        a run that is long enough. Where no segment has one, hand out as few runs as possible.
+        It is one that lies in a single segment. Where none does, hand out as few runs as possible.
         """
         assert 0 < num_blocks <= len(self)
         first = self._find(num_blocks)
@@ -81,16 +80,19 @@ class FreeBlocks:
         return self._stamps[segment * SEGMENT : (segment + 1) * SEGMENT]
 
     def _find(self, num_blocks: int) -> int | None:
-        """Return where a run of free blocks begins, if there is one in any segment."""
+        """Return where the run begins that has been free for longest, if any segment has one."""
+        best, found = HELD, None
         for segment in self._earliest.argsort(kind="stable"):
+            if self._earliest[segment] >= best:
+                break  # nor do those after it have anything better
             stamps = self._segment(segment)
-            if self._earliest[segment] == HELD or num_blocks > len(stamps):
+            if num_blocks > len(stamps):
                 continue
             latest = _latest_in_window(stamps, num_blocks)
             first = int(latest.argmin())
-            if latest[first] != HELD:
-                return int(segment) * SEGMENT + first
-        return None
+            if latest[first] < best:
+                best, found = latest[first], int(segment) * SEGMENT + first
+        return found
 
     def _longest_runs(self) -> list[npt.NDArray[np.int64]]:
         """Return all runs of free blocks, the longest first."""
