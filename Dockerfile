@@ -1,5 +1,5 @@
 # docker build -t pluribus .
-# docker run --rm -p 127.0.0.1:8020:8020 pluribus
+# docker run --rm -p 127.0.0.1:8020:8020 pluribus            (with --gpus all, on GPUs)
 #
 # pip asks the index it is configured with; another one is a build argument:
 #   docker build --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL -t pluribus .
@@ -15,8 +15,12 @@ COPY . ./
 RUN /opt/pluribus/bin/pip install --constraint constraints.txt .
 
 FROM python:3.11-slim
+# On a GPU, Triton builds what launches its kernels with a C compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/pluribus /opt/pluribus
-ENV PATH=/opt/pluribus/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/tmp/huggingface
+ENV PATH=/opt/pluribus/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/tmp/huggingface \
+    TRITON_CACHE_DIR=/tmp/triton
 WORKDIR /tmp
 USER 10001
 EXPOSE 8020
