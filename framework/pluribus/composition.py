@@ -19,7 +19,7 @@ from pluribus.config import NO_SUCH_KEY, no_such_setting
 from pluribus.config_files import config_dir, config_groups
 from pluribus.errors import ConfigError
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
 """What Hydra raises when overrides and choices make no configuration."""
 
 
@@ -114,6 +114,6 @@ def explain(error: Exception) -> str:
         return no_such_setting(str(cause.full_key), cause.parent_node)
     if isinstance(cause, OmegaConfBaseException):
         return f"{error}\n{cause}"  # the cause names the key
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | TypeError):
         return f"{error}; a choice is made as group=NAME"
     return str(error)

@@ -113,6 +113,8 @@ def no_such_setting(key: str, there: Iterable[object]) -> str:
     """Say that there is no setting ``key``, and which ones there are in its place."""
     section, _, name = key.rpartition(".")
     names = sorted({str(each) for each in there} - {"hydra"})
+    if section and not names:
+        return f"{key}: there is no such setting; {section} is a value and has none of its own"
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ";"
     where = f"{section} has" if section else "there are"

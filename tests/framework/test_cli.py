@@ -168,6 +168,8 @@ def test_a_verb_s_help_lists_choices_and_settings(shell: Shell, verb: str) -> No
         ("model.checkpoint=/no/such/folder", ["/no/such/folder"]),
         ("~batcher", ["batcher must be a section", "batcher=NAME"]),
         ("model=null", ["group override must be a string", "group=NAME"]),
+        ("batcher=[3]", ["group=NAME"]),
+        ("device.index=1", ["device.index: there is no such setting; device is a value"]),
         ("not an override", ["not an override"]),
         ("hydra.run.dir=somewhere", ["hydra.run.dir: Pluribus leaves no files behind"]),
         ("+hydra.job.chdir=true", ["hydra.job.chdir: Pluribus leaves no files behind"]),
