@@ -78,6 +78,7 @@ WORKLOADS: dict[str, tuple[Callable[[int], Work], tuple[float, ...]]] = {
     "b256": (lambda seed: fixed(256, 128, 128, seed), (0.0, SAMPLED)),
     "mix512": (lambda seed: mixed(512, seed), (0.0,)),
     "ttft512": (lambda seed: fixed(1, 512, 1, seed), (0.0,)),
+    "long64": (lambda seed: fixed(64, 1792, 256, seed), (0.0,)),
 }
 
 Run = Callable[[Work, float], int]
@@ -184,7 +185,7 @@ def measure(side: str, arguments: argparse.Namespace) -> None:
         for temperature in temperatures:
             seconds, rates = [], []
             # Long work needs none to warm up: what came before has done that.
-            num_warmups = 0 if name == "mix512" else 1
+            num_warmups = 0 if name in {"mix512", "long64"} else 1
             for round_ in range(arguments.repeats + num_warmups):
                 work = make(round_)
                 started = time.perf_counter()
