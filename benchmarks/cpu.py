@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from multiprocessing.connection import Connection as Connected
 from pathlib import Path
 
 import torch
@@ -84,6 +87,34 @@ def below(what: str, ours: float, other: float | None, figure: float, most: floa
 def load(*overrides: str) -> BenchEngine:
     """Return an engine, to be entered."""
     return BenchEngine(composition.load("serve", overrides), discover())
+
+
+@contextmanager
+def load_apart(*overrides: str) -> Iterator[Callable[[list[Request]], None]]:
+    """Yield what answers requests in a process of its own: ranks share a host's processors."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(overrides, theirs))
+    process.start()
+    theirs.close()
+
+    def run(requests: list[Request]) -> None:
+        ours.send(requests)
+        ours.recv()
+
+    ours.recv()
+    yield run
+    ours.send([])
+    process.join()
+
+
+def answer(overrides: Sequence[str], pipe: Connected) -> None:
+    """Say when an engine is loaded, and when it has answered each list of requests."""
+    with load(*overrides) as engine:
+        pipe.send(None)
+        while requests := pipe.recv():
+            engine.measure(requests)
+            pipe.send(None)
 
 
 class Transformers:
@@ -152,8 +183,8 @@ def alone(repeats: int) -> Iterator[Result]:
 def tensor(repeats: int) -> Iterator[Result]:
     """Have sixteen run on two ranks of a core each, and on one rank with both cores."""
     split = ("parallel=tensor", "parallel.size=2")
-    with load(*OURS) as single, load(*OURS, *split) as halves:
-        sides: Sides = {"halves": halves.measure, "single": single.measure}
+    with load(*OURS) as single, load_apart(*OURS, *split) as halves:
+        sides: Sides = {"halves": halves, "single": single.measure}
         rates = by_turns(sides, lambda round_: single.requests(SIXTEEN, round_), repeats)
     yield faster("16 at once: tensor 2 over one rank", rates["halves"], rates["single"], 0.9)
 
@@ -165,7 +196,7 @@ def engine(repeats: int) -> Iterator[Result]:
     passes: list[ForwardPass] = []
     plugins = discover()
     parts = assemble(composition.load("serve", (*OURS, "batcher.max_batch_size=64")), plugins)
-    core = timed_core(parts, plugins, passes, [], lambda done, total: None)
+    core = timed_core(parts, plugins, passes, [])
     ids = parts.model.spec.num_token_ids
     for round_ in range(repeats + 1):
         passes.clear()
