@@ -64,3 +64,5 @@ def test_a_machine_without_a_compiler_is_told_what_it_lacks(
         check()
     monkeypatch.setattr(driver, "CudaUtils", object)
     check()
+    monkeypatch.delattr(driver, "CudaUtils")
+    check()

@@ -40,13 +40,15 @@ def _start(name: str, task: Callable[[], object]) -> threading.Thread:
 
 
 def check() -> None:
-    """See that Triton can speak to the driver.
+    """See that Triton can speak to the driver, by what there is of its own to tell.
 
     Raises:
         ConfigError: it can not, most often as there is no C compiler.
     """
-    from triton.backends.nvidia.driver import CudaUtils
-
+    try:
+        from triton.backends.nvidia.driver import CudaUtils
+    except ImportError:
+        return
     if _building is not None:
         _building.join()  # two that build it at once would not be of one kind
     try:
