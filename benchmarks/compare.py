@@ -87,8 +87,9 @@ Run = Callable[[Work, float], int]
 
 def ours(model: str, tokenizer: str) -> Run:
     """Return our side, loaded: the engine itself, stepped in this thread."""
-    from pluribus import SamplingParams, assembly, composition, runtime
-    from pluribus.generation import Generation
+    from pluribus import composition
+    from pluribus.bench.engine import BenchEngine
+    from pluribus.bench.workloads import Request
     from pluribus.plugins import discover
 
     overrides = (
@@ -101,24 +102,12 @@ def ours(model: str, tokenizer: str) -> Run:
         f"batcher.max_batch_size={SLOTS}",
         "batcher.max_batch_tokens=8192",
     )
-    plugins = discover()
-    parts = assembly.assemble(composition.load("serve", overrides), plugins)
-    core = runtime.start(parts, plugins, lambda done, total: None, sys.exit)
+    engine = BenchEngine(composition.load("serve", overrides), discover())
+    engine.__enter__()  # for as long as this process lives
 
     def run(work: Work, temperature: float) -> int:
-        for id_, (prompt, num_tokens) in enumerate(work):
-            params = SamplingParams(
-                max_tokens=num_tokens,
-                temperature=temperature,
-                top_p=TOP_P if temperature else 1.0,
-                seed=id_,
-                ignore_eos=True,
-            )
-            core.add(Generation(id=id_, prompt=tuple(prompt), params=params))
-        count = 0
-        while core.has_work:
-            count += sum(len(output.tokens) for output in core.step())
-        return count
+        requests = [Request(tuple(prompt), num_tokens) for prompt, num_tokens in work]
+        return engine.measure(requests, temperature, TOP_P if temperature else 1.0).num_tokens
 
     return run
 

@@ -85,7 +85,9 @@ class BenchEngine:
             )
         return requests
 
-    def measure(self, requests: Sequence[Request], temperature: float = 0.0) -> Measurement:
+    def measure(
+        self, requests: Sequence[Request], temperature: float = 0.0, top_p: float = 1.0
+    ) -> Measurement:
         """Give it all requests at once and step it until it has all their tokens.
 
         Raises:
@@ -97,7 +99,11 @@ class BenchEngine:
         times = [time.perf_counter()]
         for id_, request in zip(courses, requests, strict=True):
             params = SamplingParams(
-                max_tokens=request.num_tokens, temperature=temperature, seed=id_, ignore_eos=True
+                max_tokens=request.num_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=id_,
+                ignore_eos=True,
             )
             self._core.add(Generation(id=id_, prompt=request.prompt, params=params))
         received = []
