@@ -1,7 +1,8 @@
-"""Ranks that show each other their numbers add up alike."""
+"""Ranks that show each other their numbers add up alike, and normalise what they have added."""
 
 from __future__ import annotations
 
+import math
 from multiprocessing.connection import Connection
 
 import pytest
@@ -11,18 +12,21 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus.kernels import all_reduce as kernel
-from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
+from pluribus.kernels.all_reduce import Peers, all_reduce, num_bytes
+from pluribus.kernels.norm import add_layer_norm
 
 BLOCK = 32
 MAX_PROGRAMS = 4
 TWO_SHOTS = 4 * BLOCK
-CAPACITY = 40 * BLOCK
+CAPACITY = 96 * BLOCK
 LENGTHS = (1, BLOCK, BLOCK - 1, 10 * BLOCK, 3, 7 * BLOCK + 5, 1, 2 * BLOCK, 1, 10 * BLOCK - 1)
-"""Of sums, one after another; the longest takes all there is of float32.
+"""Of sums, one after another.
 
 There are some of a block, of less, and of more than programs have one each, in one shot and in two.
 """
-CPU = torch.device("cpu")
+ROWS = ((1, 5), (3, 64), (4, 100), (2, 1), (9, 33), (1, 40), (6, 128), (4, 12), (2, 300), (10, 64))
+"""And of rows of so many numbers, in between; the largest take all there is of float32."""
+EPS = 1e-5
 
 
 def numbers(rank: int, turn: int, length: int, dtype: torch.dtype) -> Tensor:
@@ -30,16 +34,26 @@ def numbers(rank: int, turn: int, length: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(length, generator=generator).to(dtype)
 
 
+def affine(turn: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Return a norm's weight and bias, every other time."""
+    if turn % 2:
+        return None, None
+    weight, bias = numbers(60, turn, 2 * ROWS[turn][1], dtype).chunk(2)
+    return weight, bias
+
+
 def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connection) -> None:
     """Be one rank; Triton's interpreter has one kernel at a time, so each is a process."""
     kernel.BLOCK, kernel.MAX_PROGRAMS, kernel.TWO_SHOTS = BLOCK, MAX_PROGRAMS, TWO_SHOTS
-    peers = torch.tensor([each.data_ptr() for each in memories])
-    turns = no_turns(CPU)
+    peers = Peers.new(torch.tensor([each.data_ptr() for each in memories]), rank, CAPACITY)
     sums = []
-    for turn, length in enumerate(LENGTHS):
+    for turn, (length, rows) in enumerate(zip(LENGTHS, ROWS, strict=True)):
         x = numbers(rank, turn, length, dtype)
-        all_reduce(x, peers, turns, rank, CAPACITY)
-        sums.append(x.float().tolist())
+        all_reduce(x, peers)
+        residual = numbers(50, turn, math.prod(rows), dtype).view(rows)
+        delta = numbers(10 + rank, turn, math.prod(rows), dtype).view(rows)
+        normed = kernel.add_layer_norm(residual, delta, *affine(turn, dtype), EPS, peers)
+        sums.append([each.float().tolist() for each in (x, *normed)])
     results.send(sums)
 
 
@@ -66,9 +80,17 @@ def test_every_rank_has_the_same_sum(size: int, dtype: torch.dtype) -> None:
         for rank in ranks:
             rank.kill()
             rank.join()
-    for turn, length in enumerate(LENGTHS):
-        total = torch.zeros(length)
-        for number in range(size):
-            total += numbers(number, turn, length, dtype).float()
+    for turn, (length, rows) in enumerate(zip(LENGTHS, ROWS, strict=True)):
+        total = sum_of(range(size), turn, length, dtype)
+        delta = sum_of(range(10, 10 + size), turn, math.prod(rows), dtype).view(rows)
+        residual = numbers(50, turn, math.prod(rows), dtype).view(rows)
+        expected = total, *add_layer_norm(residual, delta, *affine(turn, dtype), EPS)
         for each in sums:
-            assert each[turn] == total.to(dtype).float().tolist()
+            assert each[turn] == [part.float().tolist() for part in expected]
+
+
+def sum_of(ranks: range, turn: int, length: int, dtype: torch.dtype) -> Tensor:
+    total = torch.zeros(length)
+    for rank in ranks:
+        total += numbers(rank, turn, length, dtype).float()
+    return total.to(dtype)

@@ -162,7 +162,7 @@ def test_positions_start_at_row_two_and_padding_has_a_row() -> None:
 def test_norms_take_their_statistics_in_float32(dtype: torch.dtype, affine: bool) -> None:
     # Squares of these overflow float16, and their mean is far from zero.
     x = (300 + 100 * torch.randn(4, 512, generator=torch.Generator().manual_seed(0))).to(dtype)
-    layer = LayerNorm(512, affine).to(dtype)
+    layer = LayerNorm(512, affine, TensorParallel()).to(dtype)
     for part in layer.parts(""):
         part.target.copy_(torch.linspace(0.5, 1.5, 512))
     exact = nn.LayerNorm(512, elementwise_affine=affine, dtype=torch.float64)
@@ -172,7 +172,8 @@ def test_norms_take_their_statistics_in_float32(dtype: torch.dtype, affine: bool
 
 
 def test_a_norm_adds_before_it_normalises_and_returns_both() -> None:
-    layer, x, delta = LayerNorm(8, affine=False), torch.randn(3, 8), torch.randn(3, 8)
+    layer = LayerNorm(8, False, TensorParallel())
+    x, delta = torch.randn(3, 8), torch.randn(3, 8)
     total, normed = layer(x, delta)
     assert torch.equal(total, x + delta)
     assert torch.equal(normed, layer(x + delta)[1])

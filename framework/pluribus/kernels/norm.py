@@ -38,10 +38,15 @@ def add_layer_norm(
         BLOCK=block,
         ADDS=delta is not None,
         AFFINE=weight is not None,
-        num_warps=min(16, max(1, block // 512)),
+        num_warps=warps_of_row(block),
         **early(x),
     )
     return total, normed
+
+
+def warps_of_row(block: int) -> int:
+    """Return how many warps a program takes whose rows fill a block."""
+    return min(16, max(1, block // 512))
 
 
 @triton.jit
@@ -62,11 +67,17 @@ def _add_layer_norm(
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row + at, rounded, mask=inside)
         value = rounded.to(tl.float32)
+    result = normalise(value, inside, size, eps)
+    if AFFINE:
+        result = result * scale + shift
+    tl.store(normed + row + at, result.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def normalise(value, inside, size, eps):
+    """Return numbers of a row, in float32, less their mean and over their deviation."""
     # Rounded as it should be: what numbers of 30,000 differ by is lost otherwise.
     mean = tl.div_rn(tl.sum(value, 0), tl.cast(size, tl.float32))
     centred = tl.where(inside, value - mean, 0.0)
     variance = tl.sum(centred * centred, 0) / size
-    result = centred * tl.rsqrt(variance + eps)
-    if AFFINE:
-        result = result * scale + shift
-    tl.store(normed + row + at, result.to(normed.dtype.element_ty), mask=inside)
+    return centred * tl.rsqrt(variance + eps)

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pluribus.kernels.all_reduce import all_reduce, no_turns, num_bytes
+from pluribus.kernels import all_reduce as kernels
+from pluribus.kernels.all_reduce import Peers
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
 CAPACITY = 2**22
@@ -25,23 +26,29 @@ class DeviceMemory(Exchange):
 
     Args:
         mapped: what keeps every rank's memory where it is, for as long as this.
-        peers: addresses of every rank's, int64, [size].
+        addresses: of every rank's, int64, [size].
         group: NCCL's, of the same ranks.
     """
 
-    def __init__(self, mapped: object, peers: Tensor, group: dist.ProcessGroup) -> None:
+    def __init__(self, mapped: object, addresses: Tensor, group: dist.ProcessGroup) -> None:
         self._mapped = mapped
-        self._peers = peers
-        self._rank = group.rank()
-        self._turns = no_turns(peers.device)
+        self._peers = Peers.new(addresses, group.rank(), CAPACITY)
         self._others = ProcessGroupExchange(group)
 
     def all_reduce(self, x: Tensor) -> None:
         """Sum ``x`` in place; see Exchange."""
         if x.nbytes <= CAPACITY:
-            all_reduce(x, self._peers, self._turns, self._rank, CAPACITY)
+            kernels.all_reduce(x, self._peers)
         else:
             self._others.all_reduce(x)
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Sum, add and normalise in the same launch; see Exchange."""
+        if delta.nbytes <= CAPACITY:
+            return kernels.add_layer_norm(x, delta, weight, bias, eps, self._peers)
+        return self._others.add_layer_norm(x, delta, weight, bias, eps)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate along the last dimension; see Exchange."""
@@ -57,7 +64,7 @@ def share_device_memory(group: dist.ProcessGroup, device: torch.device) -> Devic
         return None
     problem = None
     try:
-        mapped, peers = _map_memory(group, device)
+        mapped, addresses = _map_memory(group, device)
     except RuntimeError as error:
         problem = error
     has_failed = torch.tensor(int(problem is not None), device=device)
@@ -65,7 +72,7 @@ def share_device_memory(group: dist.ProcessGroup, device: torch.device) -> Devic
     if has_failed:
         logger.warning("sums go through NCCL: GPUs do not see each other's memory: %s", problem)
         return None
-    return DeviceMemory(mapped, peers, group)
+    return DeviceMemory(mapped, addresses, group)
 
 
 def _map_memory(group: dist.ProcessGroup, device: torch.device) -> tuple[object, Tensor]:
@@ -74,7 +81,9 @@ def _map_memory(group: dist.ProcessGroup, device: torch.device) -> tuple[object,
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     from torch.distributed import _symmetric_memory as symmetric
 
-    memory = symmetric.empty(num_bytes(group.size(), CAPACITY), dtype=torch.uint8, device=device)
+    memory = symmetric.empty(
+        kernels.num_bytes(group.size(), CAPACITY), dtype=torch.uint8, device=device
+    )
     handle = symmetric.rendezvous(memory, group)
     memory.zero_()
     return (memory, handle), torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus import ops
+
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other: loading takes some of them longer. Lost ranks are
 noticed by whoever watches their processes, much sooner."""
@@ -21,6 +23,16 @@ class Exchange(ABC):
     @abstractmethod
     def all_reduce(self, x: Tensor) -> None:
         """Sum ``x``, contiguous, over the ranks, in place: to the same bits on each of them."""
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``x`` plus the sum of ``delta``, which is lost, and that normalised.
+
+        ``x`` and the rest are alike on all ranks, and so are the results; see ops.add_layer_norm.
+        """
+        self.all_reduce(delta)
+        return ops.add_layer_norm(x, delta, weight, bias, eps)
 
     @abstractmethod
     def all_gather(self, x: Tensor) -> Tensor:

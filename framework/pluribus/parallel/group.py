@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus import ops
 from pluribus.interfaces.parallelism import Share
 from pluribus.parallel.addresses import interface, talk_through
 from pluribus.parallel.exchange import TIMEOUT, Exchange, ProcessGroupExchange
@@ -111,6 +112,26 @@ class TensorParallel:
         if self.size > 1:
             self._others.all_reduce(x)
         return x
+
+    def add_layer_norm(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``x`` plus the sum of ``delta`` over the group, and its LayerNorm.
+
+        Args:
+            x: [num_rows, size], alike on all ranks.
+            delta: [num_rows, size], this rank's part of what is added, which is lost; None adds
+                nothing.
+            weight, bias, eps: see ``ops.add_layer_norm``.
+        """
+        if self.size == 1 or delta is None:
+            return ops.add_layer_norm(x, delta, weight, bias, eps)
+        return self._others.add_layer_norm(x, delta, weight, bias, eps)
 
     def all_largest(self, x: Tensor) -> Tensor:
         """Return the largest of every rank's ``x``, a vector, number by number."""

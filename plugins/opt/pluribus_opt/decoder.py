@@ -79,14 +79,17 @@ class OPTLayer(nn.Module):
         super().__init__()
         self.norm_first = config.do_layer_norm_before
         self.attention = OPTAttention(config, tp)
-        self.attention_norm = _norm(config)
+        self.attention_norm = _norm(config, tp)
         self.feed_forward = OPTFeedForward(config, tp)
-        self.feed_forward_norm = _norm(config)
+        self.feed_forward_norm = _norm(config, tp)
 
     def forward(
         self, x: Tensor, delta: Tensor | None, kv: KVStore, layer: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Take a sum, ``x + delta``, and return one: what adds it up can normalise as well."""
+        """Take a sum, ``x`` and every rank's ``delta``, and return one.
+
+        What adds it up, over ranks and to the residual, normalises as well.
+        """
         if self.norm_first:
             x, normed = self.attention_norm(x, delta)
             x, normed = self.feed_forward_norm(x, self.attention(normed, kv, layer))
@@ -144,7 +147,7 @@ class OPTHead(nn.Module):
     ) -> None:
         super().__init__()
         width, hidden_size = config.word_embed_proj_dim, config.hidden_size
-        self.final_layer_norm = _norm(config) if config.has_final_layer_norm else None
+        self.final_layer_norm = _norm(config, tp) if config.has_final_layer_norm else None
         self.project_out = ReplicatedLinear(hidden_size, width) if config.has_projections else None
         self.tokens = tied or VocabParallelEmbedding(config.vocab_size, width, tp)
         stored = "decoder.embed_tokens." if config.tie_word_embeddings else "lm_head."
@@ -177,6 +180,7 @@ class OPTDecoder(nn.Module):
     def __init__(self, config: OPTConfig, place: Place) -> None:
         super().__init__()
         share, tp = place.share, place.tensor
+        self.tp = tp
         self.first_layer = share.layers.start
         self.embedding = OPTEmbedding(config, tp) if share.is_first else None
         self.layers = nn.ModuleList(OPTLayer(config, tp) for _ in share.layers)
@@ -227,7 +231,7 @@ class OPTDecoder(nn.Module):
         delta: Tensor | None = None
         for index, layer in enumerate(self.layers):
             x, delta = layer(x, delta, kv, index)
-        return x if delta is None else x + delta
+        return x if delta is None else x + self.tp.all_reduce(delta)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of some rows of what the last layer returned, whole on every rank."""
@@ -252,8 +256,8 @@ def _allocated(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
     return nn.Parameter(there, requires_grad=False)
 
 
-def _norm(config: OPTConfig) -> LayerNorm:
-    return LayerNorm(config.hidden_size, config.layer_norm_elementwise_affine)
+def _norm(config: OPTConfig, tp: TensorParallel) -> LayerNorm:
+    return LayerNorm(config.hidden_size, config.layer_norm_elementwise_affine, tp)
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

@@ -70,7 +70,8 @@ class QKVParallelLinear(Linear):
 class RowParallelLinear(Linear):
     """``y = x A^T + b`` with the columns of ``A``, the inputs, split over ranks.
 
-    The inputs come in ``num_blocks`` equal blocks, heads say, that are not split.
+    What a rank returns is its part of a sum over all of them. The inputs come in ``num_blocks``
+    equal blocks, heads say, that are not split.
     """
 
     def __init__(
@@ -85,8 +86,7 @@ class RowParallelLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         # The sum over ranks must hold the bias once, so only the first rank adds it.
-        bias = self.bias if self.tp.rank == 0 else None
-        return self.tp.all_reduce(self.product(x, bias))
+        return self.product(x, self.bias if self.tp.rank == 0 else None)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
@@ -180,14 +180,15 @@ class PositionEmbedding(nn.Module):
 class LayerNorm(nn.Module):
     """Normalise over the last dimension, with statistics in float32 whatever the dtype."""
 
-    def __init__(self, size: int, affine: bool) -> None:
+    def __init__(self, size: int, affine: bool, tp: TensorParallel) -> None:
         super().__init__()
+        self.tp = tp
         self.weight = _empty(size) if affine else None
         self.bias = _empty(size) if affine else None
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return ``x + delta``, and that normalised."""
-        return ops.add_layer_norm(x, delta, self.weight, self.bias, EPSILON)
+        """Return ``x`` plus the sum of every rank's ``delta``, and that normalised."""
+        return self.tp.add_layer_norm(x, delta, self.weight, self.bias, EPSILON)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield the scale and the shift under ``prefix``, if there are any."""
