@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
-from pluribus.kernels.linear import MAX_ROWS, MAX_TILES, Config, few_rows_config, few_rows_linear
+from pluribus.kernels.linear import (
+    MAX_ROWS,
+    NUM_PROCESSORS,
+    Config,
+    few_rows_config,
+    few_rows_linear,
+)
 
 CONFIGS = [Config(16, 32, 4, 3), Config(16, 16, 4, 3, splits=4)]
 """With tiles smaller than any that are shipped; one of them leaves splits without work."""
@@ -27,7 +35,7 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> T
 
 @pytest.mark.parametrize("num_rows", [1, 16, 17, MAX_ROWS])
 @pytest.mark.parametrize(
-    ("out_features", "in_features"), [(16, 32), (17, 70), (40, 31), (1, 1)], ids=str
+    ("out_features", "in_features"), [(16, 32), (17, 80), (40, 16), (1, 16)], ids=str
 )
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
@@ -49,22 +57,32 @@ def test_sums_are_in_single_precision() -> None:
     torch.testing.assert_close(y, torch.full_like(y, 2.0), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("num_rows", [MAX_ROWS + 1, 100])
-def test_more_rows_are_left_to_cublas(num_rows: int) -> None:
-    assert few_rows_config(num_rows, 4096, 4096) is None
+@pytest.mark.parametrize(
+    ("num_rows", "in_features"), [(0, 64), (MAX_ROWS + 1, 64), (1, 0), (1, 24)], ids=str
+)
+def test_what_it_cannot_take_is_left_to_cublas(num_rows: int, in_features: int) -> None:
+    assert few_rows_config(num_rows, 4096, in_features) is None
 
 
-@pytest.mark.parametrize("hidden_size", [768, 1024, 2048, 2560, 4096])
-@pytest.mark.parametrize("num_rows", [1, 16, 64])
-def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int, num_rows: int) -> None:
-    layers = [(3, 1), (1, 1), (4, 1), (1, 4)]
-    configs = [few_rows_config(num_rows, hidden_size * o, hidden_size * i) for o, i in layers]
-    assert any(configs)
-    for (out, _), config in zip(layers, configs, strict=True):
-        if config is not None:
-            sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
-            assert all(number.bit_count() == 1 for number in sizes)
-            assert hidden_size * out / config.outputs <= MAX_TILES
+@given(
+    num_rows=st.integers(1, MAX_ROWS),
+    out_features=st.integers(1, 60000),
+    in_features=st.integers(1, 4000).map(lambda tiles: tiles * 16),
+)
+def test_any_shape_has_tiles_that_the_compiler_takes(
+    num_rows: int, out_features: int, in_features: int
+) -> None:
+    config = few_rows_config(num_rows, out_features, in_features)
+    if config is None:
+        assert num_rows > 16
+        assert in_features >= 2 * out_features
+        return
+    sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
+    assert all(number.bit_count() == 1 for number in sizes)
+    rows = 16 if num_rows <= 16 else 64
+    tiles = 2 * config.inputs * (config.outputs + rows) * config.num_stages
+    assert tiles <= 200 * 1024
+    assert config.splits == 1 or out_features <= config.outputs * NUM_PROCESSORS
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _asked_for: ContextVar[dict[Hashable, Any] | None] = ContextVar("asked_for", default=None)
 """What Triton gave for what has been asked to be compiled; None where kernels are launched."""
@@ -40,6 +41,8 @@ def _kind(arg: object) -> Hashable:
     """Return all that a compiled kernel may depend on, and maybe more, of an argument."""
     if isinstance(arg, Tensor):
         return arg.dtype, arg.data_ptr() % 16
+    if isinstance(arg, TensorDescriptor):
+        return arg.base.dtype, *arg.block_shape
     assert isinstance(arg, Hashable)
     return type(arg), arg
 
