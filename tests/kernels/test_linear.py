@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
+from pluribus.kernels import linear
 from pluribus.kernels.linear import (
     MAX_ROWS,
     NUM_PROCESSORS,
@@ -33,6 +34,13 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> T
     return (y.relu() if relu else y).to(x.dtype)
 
 
+@pytest.fixture(params=[True, False], ids=["copied", "loaded"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as devices do that copy tiles by themselves, and as others."""
+    monkeypatch.setattr(linear, "_means", lambda device: (request.param, linear.MOST_ROOM))
+
+
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("num_rows", [1, 16, 17, MAX_ROWS])
 @pytest.mark.parametrize(
     ("out_features", "in_features"), [(16, 32), (17, 80), (40, 16), (1, 16)], ids=str

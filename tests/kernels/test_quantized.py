@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
+from pluribus.kernels import linear
 from pluribus.kernels import quantized as kernels
 from pluribus.kernels.linear import MAX_ROWS, Config, eight_bit_config, few_rows_linear
 from pluribus.kernels.quantized import dequantize
@@ -27,6 +28,12 @@ def has_float8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if DEVICE.type == "cuda" and request.param:
         return
     monkeypatch.setattr(kernels, "_has_float8", lambda device: request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["copied", "loaded"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as devices do that copy tiles by themselves, and as others."""
+    monkeypatch.setattr(linear, "_means", lambda device: (request.param, linear.MOST_ROOM))
 
 
 def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -52,7 +59,7 @@ def assert_close(actual: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(actual, wanted, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.usefixtures("has_float8")
+@pytest.mark.usefixtures("has_float8", "tiles")
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17, MAX_ROWS])
 @pytest.mark.parametrize(("out_features", "in_features"), [(16, 32), (17, 80), (1, 16)], ids=str)
 @every_format

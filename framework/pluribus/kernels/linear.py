@@ -21,6 +21,10 @@ NUM_PROCESSORS = 132
 """Multiprocessors of an H100, and so many tiles may be split: there are programs for more."""
 ALIGNMENT = 16
 """Of inputs, so that rows begin where the hardware that copies tiles takes them, at 16 bytes."""
+MOST_ROOM = 225 << 10
+"""Bytes that a program has for tiles on an H100; consumers' devices have 97 KiB."""
+SPARE_ROOM = 3 << 10
+"""Bytes of shared memory for all else; the system has one of these KiB."""
 LINE_BITS = tl.constexpr(1024)
 """What the cache is filled by."""
 AHEAD = tl.constexpr(4)
@@ -112,11 +116,16 @@ def few_rows_linear(
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
         arrived = _counters(x.device)
     numbers, from_bits = readable(weight)
+    has_copies, room = _means(x.device)
+    tiles = x, numbers
+    if has_copies:
+        x_tiles = TensorDescriptor.from_tensor(x, [rows, config.inputs])
+        tiles = x_tiles, TensorDescriptor.from_tensor(numbers, [config.outputs, config.inputs])
+    stage = config.inputs * (rows * x.itemsize + config.outputs * numbers.itemsize)
     launch(
         _few_rows_linear,
         (num_tiles, config.splits),
-        TensorDescriptor.from_tensor(x, [rows, config.inputs]),
-        TensorDescriptor.from_tensor(numbers, [config.outputs, config.inputs]),
+        *tiles,
         numbers,
         x if scale is None else scale,
         x if bias is None else bias,
@@ -130,15 +139,35 @@ def few_rows_linear(
         OUTPUTS=config.outputs,
         INPUTS=config.inputs,
         SPLITS=config.splits,
+        COPIES=has_copies,
         FROM_BITS=from_bits,
         HAS_SCALE=scale is not None,
         HAS_BIAS=bias is not None,
         RELU=relu,
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=max(1, min(config.num_stages, room // stage)),
         **early(x),
     )
     return y
+
+
+@cache
+def _means(device: torch.device) -> tuple[bool, int]:
+    """Return ``means`` of a device."""
+    if device.type != "cuda":
+        return True, MOST_ROOM
+    properties = torch.cuda.get_device_properties(device)
+    return means(properties.major, properties.shared_memory_per_multiprocessor)
+
+
+def means(major: int, shared_memory: int) -> tuple[bool, int]:
+    """Return whether a device copies tiles by itself, and the bytes that a program has for them.
+
+    Args:
+        major: of its compute capability.
+        shared_memory: bytes of each of its multiprocessors.
+    """
+    return major >= 9, shared_memory - SPARE_ROOM
 
 
 @cache
@@ -149,16 +178,17 @@ def _counters(device: torch.device) -> Tensor:
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _few_rows_linear(
-    x_tiles, weight_tiles, weight, scale, bias, y, partial, arrived,
-    num_rows, in_features, out_features,
+    x, tiles, weight, scale, bias, y, partial, arrived, num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
-    FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr, EARLY: tl.constexpr,
+    COPIES: tl.constexpr, FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     split = tl.program_id(1)
     out = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
+    is_out = out[:, None] < out_features
+    w_at = out[:, None].to(tl.int64) * in_features
     # Inputs are cut at whole tiles; splits that few inputs leave without any have no work.
     tiles_each = tl.cdiv(tl.cdiv(in_features, INPUTS), SPLITS)
     first = split * tiles_each * INPUTS
@@ -167,14 +197,20 @@ def _few_rows_linear(
         # The weights do not wait for the kernel that makes the inputs.
         BITS: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth
         line = first + tl.arange(0, AHEAD)[None, :] * (LINE_BITS // BITS)
-        is_line = (out[:, None] < out_features) & (line < end)
-        fetch(weight + tl.where(is_line, out[:, None].to(tl.int64) * in_features + line, 0))
+        fetch(weight + tl.where(is_out & (line < end), w_at + line, 0))
     follow(EARLY)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for start in range(first, end, INPUTS):
         # Zeros beyond the last output, row and input.
-        w = widen(weight_tiles.load([tile * OUTPUTS, start]), y.dtype.element_ty, FROM_BITS)
-        total = tl.dot(w, x_tiles.load([0, start]).T, total)
+        if COPIES:
+            w = tiles.load([tile * OUTPUTS, start])
+            v = x.load([0, start])
+        else:
+            at = start + tl.arange(0, INPUTS)[None, :]
+            is_row = row[:, None] < num_rows
+            w = tl.load(weight + w_at + at, mask=is_out & (at < end), other=0.0)
+            v = tl.load(x + row[:, None] * in_features + at, mask=is_row & (at < end), other=0.0)
+        total = tl.dot(widen(w, y.dtype.element_ty, FROM_BITS), v.T, total)
     is_last = True
     if SPLITS > 1:
         inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
