@@ -1,11 +1,11 @@
-"""Pluribus beside vLLM on one GPU: the same requests, random weights, float16, prefix caches off.
+"""Pluribus beside vLLM: the same requests, random weights, float16, prefix caches off.
 
-    python benchmarks/compare.py [--models opt-125m] [--tokenizer DIR] [--vllm DIR] [WORKLOAD ...]
+    python benchmarks/compare.py [WORKLOAD ...] [--models opt-125m] [--gpus 1] [--vllm DIR]
 
 Each side runs offline in a process of its own, by turns for each model, every workload several
-times; figures are medians, the first round left out. ``--vllm`` is where vLLM is installed, beside
-which this script's own packages are found; without it only our side runs. Prints a line of JSON for
-each result, then a table.
+times; figures are medians, the first round left out. Both split a model over ``--gpus``,
+tensor-parallel. ``--vllm`` is where vLLM is installed, beside which this script's own packages are
+found; without it only our side runs. Prints a line of JSON for each result, then a table.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pluribus_opt.config import SIZES
 
 MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b")
 SAMPLED = 0.8
@@ -85,23 +87,25 @@ Run = Callable[[Work, float], int]
 """Answers requests at a temperature; returns how many tokens came."""
 
 
-def ours(model: str, tokenizer: str) -> Run:
+def ours(model: str, arguments: argparse.Namespace) -> Run:
     """Return our side, loaded: the engine itself, stepped in this thread."""
     from pluribus import composition
     from pluribus.bench.engine import BenchEngine
     from pluribus.bench.workloads import Request
     from pluribus.plugins import discover
 
-    overrides = (
+    overrides = [
         f"model={model}",
         "model.checkpoint=random",
-        f"model.tokenizer={tokenizer}",
+        f"model.tokenizer={arguments.tokenizer}",
         "dtype=float16",
         "device=cuda",
         "cache.kv.prefix_caching=false",
         f"batcher.max_batch_size={SLOTS}",
         "batcher.max_batch_tokens=8192",
-    )
+    ]
+    if arguments.gpus > 1:
+        overrides += ["parallel=tensor", f"parallel.size={arguments.gpus}"]
     engine = BenchEngine(composition.load("serve", overrides), discover())
     engine.__enter__()  # for as long as this process lives
 
@@ -112,7 +116,7 @@ def ours(model: str, tokenizer: str) -> Run:
     return run
 
 
-def theirs(model: str, tokenizer: str) -> Run:
+def theirs(model: str, arguments: argparse.Namespace) -> Run:
     """Return vLLM's side, loaded."""
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
@@ -123,7 +127,8 @@ def theirs(model: str, tokenizer: str) -> Run:
         model=folder,
         runner="generate",
         load_format="dummy",
-        tokenizer=tokenizer,
+        tokenizer=arguments.tokenizer,
+        tensor_parallel_size=arguments.gpus,
         dtype="float16",
         max_model_len=2048,
         enable_prefix_caching=False,
@@ -149,8 +154,6 @@ def theirs(model: str, tokenizer: str) -> Run:
 
 
 def _architecture(model: str) -> dict[str, int | str | list[str]]:
-    from pluribus_opt.config import SIZES
-
     size = SIZES[model]
     return {
         "architectures": ["OPTForCausalLM"],
@@ -168,7 +171,7 @@ def _architecture(model: str) -> dict[str, int | str | list[str]]:
 def measure(side: str, arguments: argparse.Namespace) -> None:
     """Run one side's workloads in this process and print what came of them."""
     [model] = arguments.models
-    run = (ours if side == "ours" else theirs)(model, arguments.tokenizer)
+    run = (ours if side == "ours" else theirs)(model, arguments)
     for name in arguments.workloads or WORKLOADS:
         make, temperatures = WORKLOADS[name]
         for temperature in temperatures:
@@ -200,6 +203,7 @@ def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--models", model]
     command += ["--tokenizer", arguments.tokenizer, "--repeats", str(arguments.repeats)]
+    command += ["--gpus", str(arguments.gpus)]
     environment = dict(os.environ)
     if side == "vllm":
         paths = [arguments.vllm, environment.get("PYTHONPATH", "")]
@@ -213,16 +217,18 @@ def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(RESULT):
-                results.append(Result(**json.loads(line)))
-                print(line, end="", flush=True)
-            elif line == END:
-                break
-        else:
-            print(f"{side} {model}: failed", file=sys.stderr, flush=True)
-        # vLLM's own processes can keep it from ending.
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            for line in process.stdout:
+                if line.startswith(RESULT):
+                    results.append(Result(**json.loads(line)))
+                    print(line, end="", flush=True)
+                elif line == END:
+                    break
+            else:
+                print(f"{side} {model}: failed", file=sys.stderr, flush=True)
+        finally:
+            # vLLM's own processes can keep it from ending.
+            os.killpg(process.pid, signal.SIGKILL)
     time.sleep(SECONDS_TO_FREE)
     return results
 
@@ -245,21 +251,26 @@ def print_table(results: Sequence[Result]) -> None:
 def main() -> None:
     """Run what the command line asks for."""
     bundled = Path(__file__).parents[1] / "plugins/opt/pluribus_opt/bundled/opt-stories-14m"
-    parser = argparse.ArgumentParser(description="Pluribus beside vLLM on one GPU.")
+    parser = argparse.ArgumentParser(description="Pluribus beside vLLM.")
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=" ".join(WORKLOADS))
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--tokenizer", default=str(bundled), help="of 50,265 ids, to be fair")
     parser.add_argument("--vllm", help="the folder that vLLM is installed in")
+    parser.add_argument("--gpus", type=int, default=1, help="that a model is split over")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, besides one to warm up")
     parser.add_argument("--side", choices=["ours", "vllm"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if unknown := set(arguments.workloads) - set(WORKLOADS):
-        parser.error(
-            f"no workload is called {', '.join(unknown)}; choose of {', '.join(WORKLOADS)}"
-        )
+    choices = (("model", arguments.models, SIZES), ("workload", arguments.workloads, WORKLOADS))
+    for kind, given, known in choices:
+        if unknown := set(given) - set(known):
+            parser.error(
+                f"no {kind} is called {', '.join(unknown)}; choose of {', '.join(known)}; "
+                "workloads come before --models"
+            )
     if arguments.side:
         measure(arguments.side, arguments)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what it has started, too
     results = []
     for model in arguments.models:
         results += measure_apart("ours", model, arguments)
