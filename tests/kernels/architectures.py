@@ -53,7 +53,8 @@ def pretend(capability: int, shared_memory: int) -> None:
     is_early = capability >= 90
     early = {"EARLY": True, "launch_pdl": True} if is_early else {"EARLY": False}
     replace(launching, "_early", lambda device: early)
-    replace(linear, "_means", lambda device: linear.means(capability // 10, shared_memory))
+    processor = linear.Multiprocessor(capability // 10, shared_memory)
+    replace(linear, "_processor", lambda device: processor)
     replace(quantized, "_has_float8", lambda device: capability >= 89)
 
 
@@ -70,7 +71,7 @@ def run_linears(hidden_size: int) -> None:
     """Ask for the linears of a layer, for few rows and more, plain and in eight bits."""
     dtypes = (HALF, torch.int8, torch.float8_e4m3fn)
     shapes = ((3, 1), (1, 1), (4, 1), (1, 4))
-    for (out, in_), num_rows, dtype in itertools.product(shapes, (1, 64), dtypes):
+    for (out, in_), num_rows, dtype in itertools.product(shapes, (1, 20, 64), dtypes):
         rows, columns = out * hidden_size, in_ * hidden_size
         choose = linear.few_rows_config if dtype == HALF else linear.eight_bit_config
         if config := choose(num_rows, rows, columns):

@@ -54,7 +54,7 @@ def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connectio
         delta = numbers(10 + rank, turn, math.prod(rows), dtype).view(rows)
         normed = kernel.add_layer_norm(residual, delta, *affine(turn, dtype), EPS, peers)
         sums.append([each.float().tolist() for each in (x, *normed)])
-    results.send(sums)
+    results.send((sums, peers.turns.tolist()))
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,13 @@ def test_every_rank_has_the_same_sum(size: int, dtype: torch.dtype) -> None:
     try:
         for received, _ in pipes:
             assert received.poll(60), "a rank waits for ever"
-        sums = [received.recv() for received, _ in pipes]
+        sums, turns = zip(*(received.recv() for received, _ in pipes), strict=True)
     finally:
         for rank in ranks:
             rank.kill()
             rank.join()
+    # Programs that a call had no work for have taken their turn as well.
+    assert all(each == [2 * len(LENGTHS)] * MAX_PROGRAMS for each in turns)
     for turn, (length, rows) in enumerate(zip(LENGTHS, ROWS, strict=True)):
         total = sum_of(range(size), turn, length, dtype)
         delta = sum_of(range(10, 10 + size), turn, math.prod(rows), dtype).view(rows)
@@ -94,3 +96,11 @@ def sum_of(ranks: range, turn: int, length: int, dtype: torch.dtype) -> Tensor:
     for rank in ranks:
         total += numbers(rank, turn, length, dtype).float()
     return total.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_bytes", "shots"),
+    [(2, 2**22, 1), (3, 2**20 - 2, 1), (3, 2**20, 2), (8, 2**22, 2)],
+)
+def test_many_numbers_of_many_ranks_take_two_shots(size: int, num_bytes: int, shots: int) -> None:
+    assert kernel.num_shots(size, num_bytes) == shots

@@ -30,10 +30,11 @@ def has_float8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, "_has_float8", lambda device: request.param)
 
 
-@pytest.fixture(params=[True, False], ids=["copied", "loaded"])
+@pytest.fixture(params=[9, 8], ids=["copied", "loaded"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as devices do that copy tiles by themselves, and as others."""
-    monkeypatch.setattr(linear, "_means", lambda device: (request.param, linear.MOST_ROOM))
+    processor = linear.Multiprocessor(request.param, linear.H100.shared_memory)
+    monkeypatch.setattr(linear, "_processor", lambda device: processor)
 
 
 def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -61,7 +62,9 @@ def assert_close(actual: Tensor, wanted: Tensor) -> None:
 
 @pytest.mark.usefixtures("has_float8", "tiles")
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17, MAX_ROWS])
-@pytest.mark.parametrize(("out_features", "in_features"), [(16, 32), (17, 80), (1, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("out_features", "in_features"), [(16, 32), (17, 80), (17, 70), (1, 1)], ids=str
+)
 @every_format
 def test_few_rows_are_torchs(
     weights: str, num_rows: int, out_features: int, in_features: int

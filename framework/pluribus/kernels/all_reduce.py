@@ -8,7 +8,6 @@ more numbers and more ranks: each adds up some rows, and takes the others' sums 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -35,7 +34,7 @@ def num_bytes(size: int, capacity: int) -> int:
     return 8 * size * MAX_PROGRAMS + 2 * capacity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Peers:
     """What a rank knows of the memory that all of them see.
 
@@ -70,9 +69,7 @@ def all_reduce(x: Tensor, peers: Peers) -> None:
         x: contiguous, of ``peers.capacity`` bytes at most.
         peers: the ranks.
     """
-    num = x.numel()
-    options = {"NUMBERS": BLOCK, "NORMS": False, "AFFINE": False, "num_warps": 8}
-    _launch(x, (x, x, x, x, x), 0.0, (num, BLOCK, triton.cdiv(num, BLOCK)), peers, options)
+    _launch(x, x, None, None, (x, x), peers, row_size=BLOCK, num_warps=8)
 
 
 def add_layer_norm(
@@ -88,48 +85,62 @@ def add_layer_norm(
     To the bits, what ``all_reduce`` and then ``kernels.norm.add_layer_norm`` return.
 
     Args:
-        x, delta: [num_rows, size], contiguous; ``delta`` of ``peers.capacity`` bytes at most, and
-            lost.
+        x, delta: [num_rows, size], contiguous, of ``peers.capacity`` bytes at most.
         weight, bias: [size]; both or neither.
         eps: added to the variance. Statistics are in float32.
         peers: the ranks.
     """
-    num_rows, size = x.shape
-    total, normed = torch.empty_like(x), torch.empty_like(x)
-    block = triton.next_power_of_2(size)
-    options = {"NUMBERS": block, "NORMS": True, "AFFINE": weight is not None}
-    options["num_warps"] = warps_of_row(block)
-    scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
-    tensors = (x, scale, shift, total, normed)
-    _launch(delta, tensors, eps, (delta.numel(), size, num_rows), peers, options)
-    return total, normed
+    results = torch.empty_like(x), torch.empty_like(x)
+    size = x.shape[1]
+    num_warps = warps_of_row(triton.next_power_of_2(size))
+    _launch(delta, x, weight, bias, results, peers, row_size=size, num_warps=num_warps, eps=eps)
+    return results
+
+
+def num_shots(size: int, num_bytes: int) -> int:
+    """Return how many exchanges a sum of so many bytes takes, over a group of ``size``."""
+    return 2 if size > 2 and num_bytes >= TWO_SHOTS else 1
 
 
 def _launch(
     delta: Tensor,
-    tensors: tuple[Tensor, ...],
-    eps: float,
-    shape: tuple[int, int, int],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    results: tuple[Tensor, Tensor],
     peers: Peers,
-    options: dict[str, Any],
+    *,
+    row_size: int,
+    num_warps: int,
+    eps: float | None = None,
 ) -> None:
-    size = len(peers.addresses)
+    """Sum ``delta``; with ``eps``, add ``x`` and normalise as well, else leave the sum there."""
+    num, size = delta.numel(), len(peers.addresses)
+    num_rows = triton.cdiv(num, row_size)
     launch(
         _all_reduce,
-        (min(shape[-1], MAX_PROGRAMS),),
+        (min(num_rows, MAX_PROGRAMS),),
         delta,
-        *tensors,
-        eps,
-        *shape,
+        x,
+        x if weight is None else weight,
+        x if bias is None else bias,
+        *results,
+        eps or 0.0,
+        num,
+        row_size,
+        num_rows,
         peers.addresses,
         peers.turns,
         peers.rank,
         peers.capacity,
         SIZE=size,
         PEERS=triton.next_power_of_2(size),
-        SHOTS=2 if size > 2 and delta.nbytes >= TWO_SHOTS else 1,
+        SHOTS=num_shots(size, delta.nbytes),
         FLAGS=MAX_PROGRAMS,
-        **options,
+        NUMBERS=triton.next_power_of_2(row_size),
+        NORMS=eps is not None,
+        AFFINE=weight is not None,
+        num_warps=num_warps,
         **early(delta),
     )
 
@@ -145,8 +156,6 @@ def _all_reduce(
     programs = tl.num_programs(0)
     inner = tl.arange(0, NUMBERS)
     in_row = inner < row_size
-    scale = 1.0
-    shift = 0.0
     if AFFINE:
         scale = tl.load(weight + inner, mask=in_row, other=0.0).to(tl.float32)
         shift = tl.load(bias + inner, mask=in_row, other=0.0).to(tl.float32)
@@ -160,33 +169,32 @@ def _all_reduce(
         inside = in_row if NORMS else at < num
         tl.store(mine + at, tl.load(delta + at, mask=inside), mask=inside)
     _meet(peers, rank, program, 2 * turn, SIZE, PEERS, FLAGS)
-    for row in range(program, num_rows, programs):
-        if SHOTS == 1 or _owner(row, programs, SIZE) == rank:
-            at = row * row_size + inner
-            inside = in_row if NORMS else at < num
-            added = tl.zeros((NUMBERS,), tl.float32)
-            for peer in tl.static_range(SIZE):
-                theirs = _buffer(peers, peer, start, numbers)
-                # Past the nearest cache, which knows nothing of what others write.
-                shown = tl.load(theirs + at, mask=inside, other=0.0, cache_modifier=".cg")
-                added += shown.to(tl.float32)
-            added = added.to(delta.dtype.element_ty)
-            if SHOTS == 2:
-                # In place of what nobody else reads: the others have rows of their own to add up.
-                tl.store(mine + at, added, mask=inside)
-            _finish(added, delta, x, total, normed, at, inside, row_size, eps, scale, shift, NORMS)
     if SHOTS == 2:
-        _meet(peers, rank, program, 2 * turn + 1, SIZE, PEERS, FLAGS)
         for row in range(program, num_rows, programs):
-            owner = _owner(row, programs, SIZE)
-            if owner != rank:
+            if _owner(row, programs, SIZE) == rank:
                 at = row * row_size + inner
                 inside = in_row if NORMS else at < num
-                sums = _buffer(peers, owner, start, numbers)
-                added = tl.load(sums + at, mask=inside, other=0.0, cache_modifier=".cg")
-                _finish(
-                    added, delta, x, total, normed, at, inside, row_size, eps, scale, shift, NORMS
-                )
+                # In place of what nobody else reads: the others have rows of their own to add up.
+                tl.store(mine + at, _sum(peers, start, at, inside, numbers, SIZE), mask=inside)
+        _meet(peers, rank, program, 2 * turn + 1, SIZE, PEERS, FLAGS)
+    for row in range(program, num_rows, programs):
+        at = row * row_size + inner
+        inside = in_row if NORMS else at < num
+        if SHOTS == 2:
+            sums = _buffer(peers, _owner(row, programs, SIZE), start, numbers)
+            added = tl.load(sums + at, mask=inside, other=0.0, cache_modifier=".cg")
+        else:
+            added = _sum(peers, start, at, inside, numbers, SIZE)
+        if NORMS:
+            value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + added.to(tl.float32)
+            rounded = value.to(total.dtype.element_ty)
+            tl.store(total + at, rounded, mask=inside)
+            result = normalise(rounded.to(tl.float32), inside, row_size, eps)
+            if AFFINE:
+                result = result * scale + shift
+            tl.store(normed + at, result.to(normed.dtype.element_ty), mask=inside)
+        else:
+            tl.store(delta + at, added, mask=inside)
     # Those that this call had no work for take their turn as well: all are in the same buffer.
     others = program + tl.arange(0, FLAGS) * programs
     tl.store(turns + others, turn, mask=others < FLAGS)
@@ -195,22 +203,18 @@ def _all_reduce(
 @triton.jit
 def _owner(row, programs, SIZE: tl.constexpr):
     """Return the rank that adds up a row in two shots; a program's rows go by turns."""
-    return (row + row // programs) % SIZE
+    return (row % programs + row // programs) % SIZE
 
 
 @triton.jit
-def _finish(
-    added, delta, x, total, normed, at, inside, row_size, eps, scale, shift, NORMS: tl.constexpr
-):
-    """Keep a row's sum, or what comes of it."""
-    if NORMS:
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + added.to(tl.float32)
-        rounded = value.to(total.dtype.element_ty)
-        tl.store(total + at, rounded, mask=inside)
-        result = normalise(rounded.to(tl.float32), inside, row_size, eps) * scale + shift
-        tl.store(normed + at, result.to(normed.dtype.element_ty), mask=inside)
-    else:
-        tl.store(delta + at, added, mask=inside)
+def _sum(peers, start, at, inside, numbers: tl.constexpr, SIZE: tl.constexpr):
+    """Return the sum of what all ranks show, past the nearest cache, which knows nothing of it."""
+    total = tl.zeros(at.shape, tl.float32)
+    for peer in tl.static_range(SIZE):
+        theirs = _buffer(peers, peer, start, numbers)
+        shown = tl.load(theirs + at, mask=inside, other=0.0, cache_modifier=".cg")
+        total += shown.to(tl.float32)
+    return total.to(numbers.element_ty)
 
 
 @triton.jit

@@ -18,13 +18,11 @@ TILE_ROWS = (16, 64)
 """Rows of a tile; the smallest that holds all is taken. Each more costs seconds at start."""
 MAX_ROWS = TILE_ROWS[-1]
 NUM_PROCESSORS = 132
-"""Multiprocessors of an H100, and so many tiles may be split: there are programs for more."""
+"""Multiprocessors of an H100. So many tiles of outputs, or fewer, may be split."""
 ALIGNMENT = 16
-"""Of inputs, so that rows begin where the hardware that copies tiles takes them, at 16 bytes."""
-MOST_ROOM = 225 << 10
-"""Bytes that a program has for tiles on an H100; consumers' devices have 97 KiB."""
-SPARE_ROOM = 3 << 10
-"""Bytes of shared memory for all else; the system has one of these KiB."""
+"""Of inputs, where the hardware copies tiles: rows begin at a multiple of 16 bytes then."""
+SPARE_BYTES = 3 << 10
+"""Of a multiprocessor's shared memory, for all but tiles; the system has one of these KiB."""
 LINE_BITS = tl.constexpr(1024)
 """What the cache is filled by."""
 AHEAD = tl.constexpr(4)
@@ -48,13 +46,48 @@ class Config:
     splits: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Multiprocessor:
+    """What there is to know of a device's multiprocessors.
+
+    Attributes:
+        major: of their compute capability.
+        shared_memory: bytes of each.
+    """
+
+    major: int
+    shared_memory: int
+
+    @property
+    def copies_tiles(self) -> bool:
+        """Whether a program can have tiles copied, in place of loading them thread by thread."""
+        return self.major >= 9
+
+    def num_stages(self, config: Config, rows: int, weight_bytes: int) -> int:
+        """Return as many stages as a configuration has, or as there is room for.
+
+        Args:
+            config: the configuration.
+            rows: of a tile.
+            weight_bytes: of each weight.
+        """
+        stage = config.inputs * (2 * rows + weight_bytes * config.outputs)
+        room = (self.shared_memory - SPARE_BYTES) // stage
+        # Most have what they multiply in registers: a stage less is in shared memory.
+        is_in_registers = self.major not in {9, 10} and weight_bytes == 2
+        return max(1, min(config.num_stages, room + is_in_registers))
+
+
+H100 = Multiprocessor(major=9, shared_memory=228 << 10)
+
+
 def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
     """Return how ``few_rows_linear`` is fastest; None where cuBLAS is faster, or it cannot.
 
     Measured on an H100 in float16 for 8 and 64 rows, each linear after a norm as in the network: at
     the shapes of OPT-125M to 13B, and of OPT-30B and 66B split in two and four.
     """
-    if not _can_copy(num_rows, in_features):
+    if not (0 < num_rows <= MAX_ROWS and out_features and in_features):
         return None
     is_few = num_rows <= TILE_ROWS[0]
     num_tiles = triton.cdiv(out_features, 64)
@@ -71,7 +104,7 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
 
 def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
     """Return how ``few_rows_linear`` is to run on eight-bit weights; None where it cannot."""
-    if not _can_copy(num_rows, in_features):
+    if not (0 < num_rows <= MAX_ROWS and out_features and in_features):
         return None
     inputs = 512 if num_rows <= 16 else 256 if num_rows <= 32 else 128
     if out_features >= 2 * in_features:
@@ -79,11 +112,6 @@ def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Conf
     if out_features <= 1024:
         return Config(16, inputs, 4, 4)
     return Config(32, inputs, 4, 4 if num_rows <= 16 else 3)
-
-
-def _can_copy(num_rows: int, in_features: int) -> bool:
-    """Return whether there are as many rows and inputs as the kernel can take."""
-    return 0 < num_rows <= MAX_ROWS and in_features > 0 and in_features % ALIGNMENT == 0
 
 
 def few_rows_linear(
@@ -98,7 +126,7 @@ def few_rows_linear(
     """Return ``x weight^T + bias``, after ReLU if asked for, for 64 rows or fewer.
 
     Args:
-        x: [num_rows, in_features], contiguous; float16 or bfloat16. Inputs are a multiple of 16.
+        x: [num_rows, in_features], contiguous; float16 or bfloat16.
         weight: [out_features, in_features], contiguous; as x, or int8 or float8_e4m3fn.
         bias: [out_features].
         scale: that rows of the weight are multiplied with, float32, [out_features].
@@ -112,20 +140,23 @@ def few_rows_linear(
     y = torch.empty(num_rows, out_features, dtype=x.dtype, device=x.device)
     partial, arrived = y, y
     if config.splits > 1:
+        assert num_tiles <= NUM_PROCESSORS, "so many tiles keep all busy, unsplit"
         size = (num_tiles, config.splits, config.outputs, rows)
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
         arrived = _counters(x.device)
     numbers, from_bits = readable(weight)
-    has_copies, room = _means(x.device)
-    tiles = x, numbers
-    if has_copies:
-        x_tiles = TensorDescriptor.from_tensor(x, [rows, config.inputs])
-        tiles = x_tiles, TensorDescriptor.from_tensor(numbers, [config.outputs, config.inputs])
-    stage = config.inputs * (rows * x.itemsize + config.outputs * numbers.itemsize)
+    processor = _processor(x.device)
+    copies = processor.copies_tiles and in_features % ALIGNMENT == 0
+    x_tiles, weight_tiles = x, numbers
+    if copies:
+        x_tiles = _tiles(x, [rows, config.inputs])
+        weight_tiles = _tiles(numbers, [config.outputs, config.inputs])
     launch(
         _few_rows_linear,
         (num_tiles, config.splits),
-        *tiles,
+        x_tiles,
+        weight_tiles,
+        x,
         numbers,
         x if scale is None else scale,
         x if bias is None else bias,
@@ -139,35 +170,29 @@ def few_rows_linear(
         OUTPUTS=config.outputs,
         INPUTS=config.inputs,
         SPLITS=config.splits,
-        COPIES=has_copies,
+        COPIES=copies,
         FROM_BITS=from_bits,
         HAS_SCALE=scale is not None,
         HAS_BIAS=bias is not None,
         RELU=relu,
         num_warps=config.num_warps,
-        num_stages=max(1, min(config.num_stages, room // stage)),
+        num_stages=processor.num_stages(config, rows, numbers.itemsize),
         **early(x),
     )
     return y
 
 
+def _tiles(matrix: Tensor, size: list[int]) -> TensorDescriptor:
+    """Return what a contiguous matrix's tiles are copied by."""
+    return TensorDescriptor(matrix, [*matrix.shape], [matrix.shape[1], 1], size)
+
+
 @cache
-def _means(device: torch.device) -> tuple[bool, int]:
-    """Return ``means`` of a device."""
+def _processor(device: torch.device) -> Multiprocessor:
     if device.type != "cuda":
-        return True, MOST_ROOM
+        return H100
     properties = torch.cuda.get_device_properties(device)
-    return means(properties.major, properties.shared_memory_per_multiprocessor)
-
-
-def means(major: int, shared_memory: int) -> tuple[bool, int]:
-    """Return whether a device copies tiles by itself, and the bytes that a program has for them.
-
-    Args:
-        major: of its compute capability.
-        shared_memory: bytes of each of its multiprocessors.
-    """
-    return major >= 9, shared_memory - SPARE_ROOM
+    return Multiprocessor(properties.major, properties.shared_memory_per_multiprocessor)
 
 
 @cache
@@ -178,7 +203,8 @@ def _counters(device: torch.device) -> Tensor:
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _few_rows_linear(
-    x, tiles, weight, scale, bias, y, partial, arrived, num_rows, in_features, out_features,
+    x_tiles, weight_tiles, x, weight, scale, bias, y, partial, arrived,
+    num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
     COPIES: tl.constexpr, FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
@@ -203,8 +229,8 @@ def _few_rows_linear(
     for start in range(first, end, INPUTS):
         # Zeros beyond the last output, row and input.
         if COPIES:
-            w = tiles.load([tile * OUTPUTS, start])
-            v = x.load([0, start])
+            w = weight_tiles.load([tile * OUTPUTS, start])
+            v = x_tiles.load([0, start])
         else:
             at = start + tl.arange(0, INPUTS)[None, :]
             is_row = row[:, None] < num_rows
