@@ -60,7 +60,7 @@ def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connectio
 @pytest.mark.parametrize(
     ("size", "dtype"), [(2, torch.float16), (3, torch.float32), (4, torch.float16)], ids=str
 )
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="tests/gpu sum over as many GPUs as there are")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="tests/gpu/test_sums.py has GPUs sum")
 def test_every_rank_has_the_same_sum(size: int, dtype: torch.dtype) -> None:
     context = multiprocessing.get_context("spawn")
     memories = torch.zeros(size, num_bytes(size, CAPACITY), dtype=torch.uint8)  # of more programs
