@@ -95,7 +95,7 @@ def run_norms(hidden_size: int) -> None:
     weight, bias = halves(hidden_size), halves(hidden_size)
     norm.add_layer_norm(x, delta, weight, bias, 1e-5)
     for size, num_rows in ((2, 8), (4, 2**21 // hidden_size)):
-        peers = all_reduce.Peers.new(torch.zeros(size, dtype=torch.int64), 0, 2**22)
+        peers = all_reduce.Peers.new(torch.zeros(size, dtype=torch.int64), 0, 2**22, 132)
         x, delta = halves(num_rows, hidden_size), halves(num_rows, hidden_size)
         all_reduce.all_reduce(delta, peers)
         all_reduce.add_layer_norm(x, delta, weight, bias, 1e-5, peers)

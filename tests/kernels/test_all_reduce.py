@@ -42,10 +42,13 @@ def affine(turn: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]
     return weight, bias
 
 
-def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connection) -> None:
+def run_rank(
+    rank: int, memories: Tensor, num_processors: int, dtype: torch.dtype, results: Connection
+) -> None:
     """Be one rank; Triton's interpreter has one kernel at a time, so each is a process."""
     kernel.BLOCK, kernel.MAX_PROGRAMS, kernel.TWO_SHOTS = BLOCK, MAX_PROGRAMS, TWO_SHOTS
-    peers = Peers.new(torch.tensor([each.data_ptr() for each in memories]), rank, CAPACITY)
+    addresses = torch.tensor([each.data_ptr() for each in memories])
+    peers = Peers.new(addresses, rank, CAPACITY, num_processors)
     sums = []
     for turn, (length, rows) in enumerate(zip(LENGTHS, ROWS, strict=True)):
         x = numbers(rank, turn, length, dtype)
@@ -58,16 +61,20 @@ def run_rank(rank: int, memories: Tensor, dtype: torch.dtype, results: Connectio
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype"), [(2, torch.float16), (3, torch.float32), (4, torch.float16)], ids=str
+    ("size", "num_processors", "dtype"),
+    [(2, 132, torch.float16), (3, 132, torch.float32), (4, 132, torch.float16), (4, 3, torch.half)],
+    ids=str,
 )
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="tests/gpu/test_sums.py has GPUs sum")
-def test_every_rank_has_the_same_sum(size: int, dtype: torch.dtype) -> None:
+def test_every_rank_has_the_same_sum(size: int, num_processors: int, dtype: torch.dtype) -> None:
     context = multiprocessing.get_context("spawn")
     memories = torch.zeros(size, num_bytes(size, CAPACITY), dtype=torch.uint8)  # of more programs
     memories.share_memory_()  # type: ignore[no-untyped-call]
     pipes = [context.Pipe() for _ in range(size)]
     ranks = [
-        context.Process(target=run_rank, args=(rank, memories, dtype, pipe[1]), daemon=True)
+        context.Process(
+            target=run_rank, args=(rank, memories, num_processors, dtype, pipe[1]), daemon=True
+        )
         for rank, pipe in enumerate(pipes)
     ]
     for rank in ranks:

@@ -20,6 +20,7 @@ from pluribus.kernels.norm import normalise, warps_of_row
 BLOCK = 2048
 """Numbers that a program moves at a time where they are in no rows."""
 MAX_PROGRAMS = 128
+"""Each waits for one of every other rank, so there are never more than devices run at once."""
 TWO_SHOTS = 2**20
 """Bytes from which on more than two ranks take two shots; measured on four H200s."""
 
@@ -46,18 +47,25 @@ class Peers:
         turns: that this rank's programs have taken, int64, [MAX_PROGRAMS].
         rank: this one's.
         capacity: bytes of the largest tensor, a multiple of 16.
+        num_programs: the most that every rank's device runs at once, up to MAX_PROGRAMS.
     """
 
     addresses: Tensor
     turns: Tensor
     rank: int
     capacity: int
+    num_programs: int
 
     @classmethod
-    def new(cls, addresses: Tensor, rank: int, capacity: int) -> Peers:
-        """Return what a rank knows that has taken no turn."""
+    def new(cls, addresses: Tensor, rank: int, capacity: int, num_processors: int) -> Peers:
+        """Return what a rank knows that has taken no turn.
+
+        Args:
+            addresses, rank, capacity: see the attributes.
+            num_processors: multiprocessors of the smallest of all ranks' devices.
+        """
         turns = torch.zeros(MAX_PROGRAMS, dtype=torch.int64, device=addresses.device)
-        return cls(addresses, turns, rank, capacity)
+        return cls(addresses, turns, rank, capacity, min(MAX_PROGRAMS, num_processors))
 
 
 def all_reduce(x: Tensor, peers: Peers) -> None:
@@ -119,7 +127,7 @@ def _launch(
     num_rows = triton.cdiv(num, row_size)
     launch(
         _all_reduce,
-        (min(num_rows, MAX_PROGRAMS),),
+        (min(num_rows, peers.num_programs),),
         delta,
         x,
         x if weight is None else weight,

@@ -27,12 +27,19 @@ class DeviceMemory(Exchange):
     Args:
         mapped: what keeps every rank's memory where it is, for as long as this.
         addresses: of every rank's, int64, [size].
+        num_processors: multiprocessors of the smallest of their devices.
         group: NCCL's, of the same ranks.
     """
 
-    def __init__(self, mapped: object, addresses: Tensor, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        mapped: object,
+        addresses: Tensor,
+        num_processors: int,
+        group: dist.ProcessGroup,
+    ) -> None:
         self._mapped = mapped
-        self._peers = Peers.new(addresses, group.rank(), CAPACITY)
+        self._peers = Peers.new(addresses, group.rank(), CAPACITY, num_processors)
         self._others = ProcessGroupExchange(group)
 
     def all_reduce(self, x: Tensor) -> None:
@@ -72,7 +79,10 @@ def share_device_memory(group: dist.ProcessGroup, device: torch.device) -> Devic
     if has_failed:
         logger.warning("sums go through NCCL: GPUs do not see each other's memory: %s", problem)
         return None
-    return DeviceMemory(mapped, addresses, group)
+    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    smallest = torch.tensor(num_processors, device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
+    return DeviceMemory(mapped, addresses, int(smallest), group)
 
 
 def _map_memory(group: dist.ProcessGroup, device: torch.device) -> tuple[object, Tensor]:
