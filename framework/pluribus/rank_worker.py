@@ -110,7 +110,7 @@ def _worker(
 
 def _check_fit(parts: Parts, num_local: int, device: torch.device) -> None:
     """Refuse what does not fit on every rank's own device, before any of them loads."""
-    from pluribus.parallel.group import everybodys
+    from pluribus.parallel.agreement import everybodys
 
     everybodys(0, device)  # NCCL takes its memory at the first collective: it is not free
     free = everybodys(_free(device, num_local), device)
@@ -126,7 +126,7 @@ def _free(device: torch.device, num_local: int) -> int:
 
 
 def _kv_shape(parts: Parts, needs: Demand, num_local: int, device: torch.device) -> KVShape:
-    from pluribus.parallel.group import smallest
+    from pluribus.parallel.agreement import smallest
 
     outline, max_length = parts.outline, parts.model.spec.max_length
     free = _free(device, num_local)

@@ -34,13 +34,6 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> T
     return (y.relu() if relu else y).to(x.dtype)
 
 
-@pytest.fixture(params=[9, 8], ids=["copied", "loaded"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run as devices do that copy tiles by themselves, and as others."""
-    processor = linear.Multiprocessor(request.param, linear.H100.shared_memory)
-    monkeypatch.setattr(linear, "_processor", lambda device: processor)
-
-
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("num_rows", [1, 16, 17, MAX_ROWS])
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
-from pluribus.kernels import linear
 from pluribus.kernels import quantized as kernels
 from pluribus.kernels.linear import MAX_ROWS, Config, eight_bit_config, few_rows_linear
 from pluribus.kernels.quantized import dequantize
@@ -28,13 +27,6 @@ def has_float8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if DEVICE.type == "cuda" and request.param:
         return
     monkeypatch.setattr(kernels, "_has_float8", lambda device: request.param)
-
-
-@pytest.fixture(params=[9, 8], ids=["copied", "loaded"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run as devices do that copy tiles by themselves, and as others."""
-    processor = linear.Multiprocessor(request.param, linear.H100.shared_memory)
-    monkeypatch.setattr(linear, "_processor", lambda device: processor)
 
 
 def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:

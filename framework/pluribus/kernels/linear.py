@@ -87,7 +87,7 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
     Measured on an H100 in float16 for 8 and 64 rows, each linear after a norm as in the network: at
     the shapes of OPT-125M to 13B, and of OPT-30B and 66B split in two and four.
     """
-    if not (0 < num_rows <= MAX_ROWS and out_features and in_features):
+    if not _can_run(num_rows, out_features, in_features):
         return None
     is_few = num_rows <= TILE_ROWS[0]
     num_tiles = triton.cdiv(out_features, 64)
@@ -104,7 +104,7 @@ def few_rows_config(num_rows: int, out_features: int, in_features: int) -> Confi
 
 def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Config | None:
     """Return how ``few_rows_linear`` is to run on eight-bit weights; None where it cannot."""
-    if not (0 < num_rows <= MAX_ROWS and out_features and in_features):
+    if not _can_run(num_rows, out_features, in_features):
         return None
     inputs = 512 if num_rows <= 16 else 256 if num_rows <= 32 else 128
     if out_features >= 2 * in_features:
@@ -112,6 +112,11 @@ def eight_bit_config(num_rows: int, out_features: int, in_features: int) -> Conf
     if out_features <= 1024:
         return Config(16, inputs, 4, 4)
     return Config(32, inputs, 4, 4 if num_rows <= 16 else 3)
+
+
+def _can_run(num_rows: int, out_features: int, in_features: int) -> bool:
+    """Return whether there is anything to compute, for no more rows than the kernel takes."""
+    return 0 < num_rows <= MAX_ROWS and out_features > 0 and in_features > 0
 
 
 def few_rows_linear(

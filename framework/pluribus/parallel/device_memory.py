@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pluribus.kernels import all_reduce as kernels
 from pluribus.kernels.all_reduce import Peers
+from pluribus.parallel.agreement import everybodys, smallest
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
 CAPACITY = 2**22
@@ -69,20 +70,17 @@ def share_device_memory(group: dist.ProcessGroup, device: torch.device) -> Devic
     """
     if not _is_one_host(group, device):
         return None
+    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
     problem = None
     try:
         mapped, addresses = _map_memory(group, device)
     except RuntimeError as error:
-        problem = error
-    has_failed = torch.tensor(int(problem is not None), device=device)
-    dist.all_reduce(has_failed, dist.ReduceOp.MAX, group=group)
-    if has_failed:
+        problem, num_processors = error, 0
+    num_processors = smallest(num_processors, device, group)
+    if not num_processors:
         logger.warning("sums go through NCCL: GPUs do not see each other's memory: %s", problem)
         return None
-    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
-    smallest = torch.tensor(num_processors, device=device)
-    dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
-    return DeviceMemory(mapped, addresses, int(smallest), group)
+    return DeviceMemory(mapped, addresses, num_processors, group)
 
 
 def _map_memory(group: dist.ProcessGroup, device: torch.device) -> tuple[object, Tensor]:
@@ -103,7 +101,4 @@ def _is_one_host(group: dist.ProcessGroup, device: torch.device) -> bool:
     """Return whether all ranks run under the same system."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     host = uuid.UUID(boot_id.strip()).int & (2**63 - 1)
-    mine = torch.tensor(host, device=device)
-    hosts = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(hosts, mine, group=group)
-    return all(int(each) == host for each in hosts)
+    return all(each == host for each in everybodys(host, device, group))

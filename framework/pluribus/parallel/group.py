@@ -67,25 +67,6 @@ def exchange_of(group: dist.ProcessGroup, device: torch.device) -> Exchange:
     return exchange or ProcessGroupExchange(group)
 
 
-def smallest(value: int, device: torch.device) -> int:
-    """Return the smallest ``value`` of all ranks."""
-    if not dist.is_initialized():
-        return value
-    values = torch.tensor(value, dtype=torch.int64, device=device)
-    dist.all_reduce(values, dist.ReduceOp.MIN)
-    return int(values)
-
-
-def everybodys(value: int, device: torch.device) -> list[int]:
-    """Return the ``value`` of each rank, in their order."""
-    if not dist.is_initialized():
-        return [value]
-    mine = torch.tensor([value], dtype=torch.int64, device=device)
-    values = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(values, mine)
-    return [int(each) for each in values]
-
-
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
     """This rank's place in its group; ``TensorParallel()`` is a single device.

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pluribus.parallel.agreement import smallest
 from pluribus.parallel.exchange import TIMEOUT, Exchange
 
 # Counts tell what has been written before them only where processors keep stores in order and
@@ -153,8 +154,7 @@ def share_memory(group: dist.ProcessGroup) -> SharedMemory | None:
             partners = _watch([each.process for each in offers if each.token != token])
         except OSError:
             memory = None
-        is_seen = torch.tensor(int(memory is not None))
-        dist.all_reduce(is_seen, dist.ReduceOp.MIN, group=group)
+        is_seen = smallest(int(memory is not None), torch.device("cpu"), group)
     if memory is None or not is_seen:
         return None
     return SharedMemory(rank, size, memory, partners)
