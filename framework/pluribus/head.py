@@ -34,11 +34,9 @@ class Head:
         self._sampler = sampler
 
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
-        """Return what comes of a step whose last layer returns ``hidden``."""
-        plan, layout = task.plan, task.layout
-        wanted = plan.wanted(layout)
-        hidden = hidden[wanted]
-        slots, following = layout.slots[wanted], task.positions[wanted] + 1
+        """Return what comes of a step whose last layer returns ``hidden`` of what is wanted."""
+        plan, wanted = task.plan, task.wanted
+        slots, following = task.layout.slots[wanted], task.positions[wanted] + 1
         num = len(plan.sampling)
         tokens, chosen = self._sample(plan, hidden[:num], slots[:num], following[:num])
         prompt = self._state.tokens[slots[num:], following[num:]]

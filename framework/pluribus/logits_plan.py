@@ -94,17 +94,12 @@ class LogitsPlan:
         """How many of the likeliest ids any of them asks for."""
         return max(row.top for row in self.scored)
 
-    def ends(self, layout: TokenLayout) -> Tensor:
-        """Return where rows sample."""
-        if len(self.sampling) == self.num_rows:
-            return layout.last
-        [sampling] = upload(layout.last.device, self.sampling)
-        return layout.last[sampling]
-
     def wanted(self, layout: TokenLayout) -> Tensor:
         """Return the tokens to compute logits at: where rows sample, then what is scored."""
-        last = layout.last
-        ends = self.ends(layout)
+        ends = last = layout.last
+        if len(self.sampling) < self.num_rows:
+            [sampling] = upload(last.device, self.sampling)
+            ends = last[sampling]
         scored = [
             last[row.index] - row.num_tokens + 1 + torch.arange(row.num_scored, device=last.device)
             for row in self.scored
@@ -120,11 +115,22 @@ class Task:
         plan: what logits are computed for.
         layout: where the tokens sit.
         positions: theirs; 0 for padding, int64, [num_tokens].
+        wanted: the tokens to compute logits at: where rows sample, then what is scored, int64,
+            [num_wanted].
     """
 
     plan: LogitsPlan
     layout: TokenLayout
     positions: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Row], state: SlotState, layout: TokenLayout, positions: Tensor
+    ) -> Task:
+        """Return what is to be done with these rows, their slots being in this state."""
+        plan = LogitsPlan.of(rows, state)
+        return cls(plan, layout, positions, plan.wanted(layout))
 
 
 @dataclass(frozen=True, slots=True)

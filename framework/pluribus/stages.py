@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,13 @@ Tell = Callable[[Outcome], Result]
 
 
 class Stage(ABC):
-    """A rank's place among the stages. Each step enters and leaves once, in order."""
+    """A rank's place among the stages. Each step enters and leaves once, in order.
+
+    Attributes:
+        is_last: whether what its last layer returns is for logits alone.
+    """
+
+    is_last: ClassVar[bool] = False
 
     @abstractmethod
     def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
@@ -49,6 +56,8 @@ class Stage(ABC):
 
 class OnlyStage(Stage):
     """All layers on one rank, or shared by all ranks."""
+
+    is_last = True
 
     def enter(self, step: Step, task: Task, embed: Embed) -> Tensor:
         """Embed the tokens."""
@@ -120,7 +129,7 @@ class FirstStage(Stage):
     def _write(self, awaited: Awaited, tokens: Tensor) -> None:
         """Put tokens into their slots' texts, unless somebody else has moved in since."""
         task, plan = awaited.task, awaited.task.plan
-        ends = plan.ends(task.layout)
+        ends = task.wanted[: len(plan.owners)]
         rows = [r for r, slot in enumerate(plan.owners) if self._admitted[slot] <= awaited.number]
         if len(rows) < len(plan.owners):
             [index] = upload(tokens.device, rows)
@@ -159,6 +168,8 @@ class MiddleStage(LaterStage):
 
 class LastStage(LaterStage):
     """Chooses tokens and tells the first stage."""
+
+    is_last = True
 
     def leave(self, step: Step, task: Task, hidden: Tensor, finish: Finish) -> Result:
         """Finish the step and send back what came of it."""

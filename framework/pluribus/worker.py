@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pluribus.head import Head
 from pluribus.interfaces import Executor, KVShape, KVStore, ModelSpec, Network
-from pluribus.logits_plan import LogitsPlan, Outcome, Task
+from pluribus.logits_plan import Outcome, Task
 from pluribus.sampler import Sampler
 from pluribus.slots import SlotState
 from pluribus.stages import OnlyStage, Stage
@@ -87,16 +87,17 @@ class Worker(Executor):
         """Run the rows of a step, from where it enters this rank to where it leaves."""
         task = self._task(step.rows)
         x = self.stage.enter(step, task, self._embed)
-        return self.stage.leave(step, task, self.network(x, self.store), self.head.finish)
+        hidden = self.network(x, self.store, task.wanted if self.stage.is_last else None)
+        return self.stage.leave(step, task, hidden, self.head.finish)
 
     def _run(self, rows: Sequence[Row]) -> Outcome:
         """Run rows where this rank has all there is to run."""
         task = self._task(rows)
-        return self.head.finish(task, self.network(self._embed(task), self.store))
+        return self.head.finish(task, self.network(self._embed(task), self.store, task.wanted))
 
     def _task(self, rows: Sequence[Row]) -> Task:
         layout = self.store.begin(rows)
-        return Task(LogitsPlan.of(rows, self.state), layout, layout.positions.clamp_min(0))
+        return Task.of(rows, self.state, layout, layout.positions.clamp_min(0))
 
     def _embed(self, task: Task) -> Tensor:
         tokens = self.state.tokens[task.layout.slots, task.positions]

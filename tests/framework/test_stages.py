@@ -257,13 +257,13 @@ class Meeting:
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self._network.embed(tokens, positions)
 
-    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
+    def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
         number, self._num_steps = self._num_steps, self._num_steps + 1
         if self._stage == 0:
             self._begun.note()
         else:
             self._met.append(self._begun.await_step(number + self._stage))
-        return self._network(x, kv)
+        return self._network(x, kv, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._network.logits(hidden)

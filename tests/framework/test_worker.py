@@ -242,8 +242,8 @@ class Counting:
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return ours().embed(tokens, positions)
 
-    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
-        output: Tensor = ours()(x, kv)
+    def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
+        output: Tensor = ours()(x, kv, wanted)
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:

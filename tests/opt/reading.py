@@ -108,7 +108,7 @@ class Reading:
 
     def _run(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
         x = self.network.embed(tokens, layout.positions)
-        return self.network.logits(self.network(x, self.store)[layout.last])
+        return self.network.logits(self.network(x, self.store, layout.last))
 
 
 class StageReading(Reading):
@@ -129,9 +129,9 @@ class StageReading(Reading):
             x = self.network.embed(tokens, layout.positions)
         else:
             x = ring.inlet.receive([len(tokens), self.width], torch.float32)
-        hidden: Tensor = self.network(x, self.store)
+        hidden: Tensor = self.network(x, self.store, layout.last if share.is_last else None)
         if share.is_last:
-            return self.network.logits(hidden[layout.last])
+            return self.network.logits(hidden)
         ring.outlet.send(hidden, self.num_steps)
         self.num_steps += 1
         return hidden.new_zeros(0)

@@ -102,14 +102,26 @@ def test_logits_do_not_depend_on_how_texts_are_cut_into_steps(data: st.DataObjec
         left = {slot: n for slot, count in left.items() if (n := count - plan.get(slot, 0))}
 
 
-def test_logits_are_those_that_are_wanted_in_their_order() -> None:
-    store = Reading(ours("pre-norm"), [TEXT]).store
+@every_variant
+@pytest.mark.parametrize("wanted", [[7, 2], [3, 3, 0], [10], [], None], ids=str)
+def test_logits_are_those_that_are_wanted_in_their_order(
+    variant: str, wanted: list[int] | None
+) -> None:
+    network, store = ours(variant), Reading(ours(variant), [TEXT]).store
     layout = store.begin([Row(0, 0, len(TEXT), samples=True)])
-    wanted = torch.tensor([7, 2])
-    x = ours("pre-norm").embed(torch.tensor(TEXT), layout.positions)
-    hidden = ours("pre-norm")(x, store)[wanted]
-    assert_same(ours("pre-norm").logits(hidden), expected("pre-norm", TEXT)[wanted])
-    assert_same(ours("pre-norm").logits(hidden[1:]), expected("pre-norm", TEXT)[wanted[1:]])
+    x = network.embed(torch.tensor(TEXT), layout.positions)
+    at = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
+    logits = network.logits(network(x, store, at))
+    assert_same(logits, expected(variant, TEXT)[list(range(len(TEXT))) if at is None else at])
+
+
+def test_what_is_not_wanted_is_read_all_the_same() -> None:
+    network, reading = ours("pre-norm"), Reading(ours("pre-norm"), [TEXT])
+    layout = reading.store.begin([Row(0, 0, 6, samples=False)])
+    x = network.embed(torch.tensor(TEXT[:6]), layout.positions)
+    network(x, reading.store, torch.tensor([], dtype=torch.int64))
+    reading.num_read[0] = 6
+    assert_same(reading.step({0: 5}), expected("pre-norm", TEXT)[-1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

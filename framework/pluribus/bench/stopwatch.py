@@ -47,8 +47,8 @@ class TimedNetwork(Network):
         self._passes.append(ForwardPass(started, time.perf_counter()))
         return x
 
-    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
-        hidden = self._network(x, kv)
+    def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
+        hidden = self._network(x, kv, wanted)
         self._passes[-1].ended = time.perf_counter()
         return hidden
 

@@ -132,10 +132,10 @@ class Prefilling:
         network, store = self._rank.network, self._rank.store
         tokens = self._rank.state.tokens[slots, positions]
         store.begin_prefill(slots, positions, Tiles(starts, ends, alone))
-        x = network(network.embed(tokens, positions), store)
+        x = network(network.embed(tokens, positions), store, last)
         if self._ends is None:  # as it is run, before it is captured
             self._ends = x.new_empty(self._padding, x.shape[1])
-        torch.index_select(x, 0, last, out=self._ends[: layout.num_rows])
+        self._ends[: layout.num_rows] = x
         self._rows.slots[: layout.num_rows] = row_slots
         self._rows.positions[: layout.num_rows] = row_positions
 

@@ -140,16 +140,20 @@ class Network(Protocol):
             [num_tokens, hidden_size].
         """
 
-    def __call__(self, x: Tensor, kv: KVStore) -> Tensor:
+    def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
         """Run this rank's layers.
 
         Args:
             x: what ``embed`` or the stage before has returned, [num_tokens, hidden_size].
             kv: writes the step's keys and values and attends to what is stored; it counts
                 this rank's layers from 0.
+            wanted: tokens whose results are wanted, int64, [num_wanted]; None for all. Of the
+                others, of a prompt most, the last layer has to compute no more than keys and
+                values.
 
         Returns:
-            What the next stage or ``logits`` takes, [num_tokens, hidden_size].
+            What the next stage or ``logits`` takes, of the wanted tokens in their order,
+            [num_wanted, hidden_size].
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

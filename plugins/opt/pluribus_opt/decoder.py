@@ -38,10 +38,10 @@ class OPTAttention(nn.Module):
         num_heads = config.num_attention_heads
         self.out_proj = RowParallelLinear(hidden_size, hidden_size, bias, tp, num_heads)
 
-    def forward(self, x: Tensor, kv: KVStore, layer: int) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, layer: int, wanted: Tensor | None) -> Tensor:
         qkv: Tensor = self.qkv_proj(x).view(len(x), 3, -1, self.head_dim)
         attended = kv.attend(layer, *qkv.unbind(1))
-        output: Tensor = self.out_proj(attended.flatten(1))
+        output: Tensor = self.out_proj(_rows(attended.flatten(1), wanted))
         return output
 
     def parts(self, prefix: str) -> Iterator[Part]:
@@ -84,17 +84,24 @@ class OPTLayer(nn.Module):
         self.feed_forward_norm = _norm(config, tp)
 
     def forward(
-        self, x: Tensor, delta: Tensor | None, kv: KVStore, layer: int
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        kv: KVStore,
+        layer: int,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Take a sum, ``x`` and every rank's ``delta``, and return one.
+        """Take a sum, ``x`` and every rank's ``delta``, and return one, of the wanted rows.
 
         What adds it up, over ranks and to the residual, normalises as well.
         """
         if self.norm_first:
             x, normed = self.attention_norm(x, delta)
-            x, normed = self.feed_forward_norm(x, self.attention(normed, kv, layer))
+            attended = self.attention(normed, kv, layer, wanted)
+            x, normed = self.feed_forward_norm(_rows(x, wanted), attended)
             return x, self.feed_forward(normed)
-        _, x = self.attention_norm(x, self.attention(x, kv, layer))
+        attended = self.attention(x, kv, layer, wanted)
+        _, x = self.attention_norm(_rows(x, wanted), attended)
         _, x = self.feed_forward_norm(x, self.feed_forward(x))
         return x, None
 
@@ -226,11 +233,12 @@ class OPTDecoder(nn.Module):
         x: Tensor = self.embedding(tokens, positions)
         return x
 
-    def forward(self, x: Tensor, kv: KVStore) -> Tensor:
+    def forward(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
         """Run this rank's layers; see pluribus.interfaces.Network."""
         delta: Tensor | None = None
+        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x, delta = layer(x, delta, kv, index)
+            x, delta = layer(x, delta, kv, index, wanted if index == last else None)
         return x if delta is None else x + self.tp.all_reduce(delta)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -248,6 +256,10 @@ class OPTDecoder(nn.Module):
             yield from layer.parts(f"decoder.layers.{index}.")
         if self.head is not None:
             yield from self.head.parts()
+
+
+def _rows(x: Tensor, wanted: Tensor | None) -> Tensor:
+    return x if wanted is None else x.index_select(0, wanted)
 
 
 def _allocated(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
