@@ -113,6 +113,26 @@ def test_every_float8_is_read_as_what_it_is() -> None:
     assert torch.equal(plain, weight.half())
 
 
+@pytest.mark.usefixtures("has_float8", "tiles")
+@pytest.mark.parametrize(
+    "dtype",
+    # The interpreter multiplies bfloat16 as if it were integers.
+    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
+    ids=str,
+)
+@every_format
+def test_every_byte_is_multiplied_as_what_it_is(weights: str, dtype: torch.dtype) -> None:
+    numbers = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(DTYPES[weights]).float()
+    numbers = numbers[numbers.isfinite()]
+    x = torch.eye(1, 32, dtype=dtype, device=DEVICE)
+    weight = torch.zeros(len(numbers), 32, device=DEVICE)
+    weight[:, 0] = numbers
+    scale = torch.ones(len(numbers), device=DEVICE)
+    weight = weight.to(DTYPES[weights])
+    y = few_rows_linear(x, weight, None, scale=scale, relu=False, config=CONFIG)
+    assert torch.equal(y[0].float(), numbers)
+
+
 @pytest.mark.parametrize("num_rows", [0, MAX_ROWS + 1, 1000])
 def test_other_numbers_of_rows_are_left_to_cublas(num_rows: int) -> None:
     assert eight_bit_config(num_rows, 4096, 4096) is None

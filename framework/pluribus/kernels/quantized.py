@@ -76,4 +76,15 @@ def widen(w, dtype: tl.constexpr, FROM_BITS: tl.constexpr):
         bits = w.to(tl.uint16)
         half = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).to(tl.float16, bitcast=True)
         w = half * 256.0
+    elif w.dtype == tl.int8 and dtype != tl.float32:
+        # To convert integers is slow. A byte with its sign turned is 128 more, and in the last
+        # bits of 1024, or of 2**23, it is added to that.
+        byte = w.to(tl.uint8, bitcast=True)
+        if dtype == tl.float16:
+            w = (byte.to(tl.uint16) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0
+        else:
+            w = (byte.to(tl.uint32) ^ 0x4B000080).to(tl.float32, bitcast=True) - 8388736.0
+    elif w.dtype != tl.bfloat16 and dtype == tl.bfloat16:
+        # From float8 by way of float16: from there straight on is slow.
+        w = w.to(tl.float32)
     return w.to(dtype)

@@ -363,8 +363,8 @@ def prefill(
         TILE=TILE,
         KEYS=64,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4 if width <= 64 else 8,
-        num_stages=3,
+        num_warps=4,
+        num_stages=2,
     )
 
 
