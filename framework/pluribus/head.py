@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pluribus.errors import PluginError
 from pluribus.kernels.upload import upload
 from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.sampler import NextTokens, Sampler
@@ -34,8 +35,17 @@ class Head:
         self._sampler = sampler
 
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
-        """Return what comes of a step whose last layer returns ``hidden`` of what is wanted."""
+        """Return what comes of a step whose last layer returns ``hidden`` of what is wanted.
+
+        Raises:
+            PluginError: it returns something else.
+        """
         plan, wanted = task.plan, task.wanted
+        if len(hidden) != len(wanted):
+            raise PluginError(
+                f"the model's network returns {len(hidden)} rows where {len(wanted)} are wanted: "
+                "called with wanted, it has to return those alone"
+            )
         slots, following = task.layout.slots[wanted], task.positions[wanted] + 1
         num = len(plan.sampling)
         tokens, chosen = self._sample(plan, hidden[:num], slots[:num], following[:num])

@@ -18,6 +18,7 @@ from transformers import OPTForCausalLM, RepetitionPenaltyLogitsProcessor
 from opt.reading import decoder
 from opt.variants import architecture, canonical, hugging_face
 from pluribus import head as head_module
+from pluribus.errors import PluginError
 from pluribus.generation import SamplingParams, TokenLogprobs
 from pluribus.interfaces import KVShape, KVStore, ModelSpec, Network
 from pluribus.sampler import NextTokens, Sampler
@@ -234,15 +235,17 @@ def test_prompt_logprobs_are_transformers_however_the_prompt_is_cut(
 
 
 class Counting:
-    """A network that notes how many rows of logits it is asked for at a time."""
+    """A network that notes how many tokens are wanted, and of how many logits at a time."""
 
     def __init__(self) -> None:
+        self.wanted: list[int | None] = []
         self.asked: list[int] = []
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return ours().embed(tokens, positions)
 
     def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
+        self.wanted.append(None if wanted is None else len(wanted))
         output: Tensor = ours()(x, kv, wanted)
         return output
 
@@ -257,6 +260,28 @@ def test_few_logits_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Row(0, 0, len(PROMPT), samples=True, scores=True)
     driver.submit(row, admitted=[admission(SCORES)])()
     assert network.asked == [1, 4, 4, 2]
+
+
+def test_nothing_is_wanted_but_what_logits_are_for() -> None:
+    driver = Driver(network := Counting())
+    chunks = [Row(0, 0, 4, samples=False), Row(0, 4, len(PROMPT) - 4, samples=True)]
+    driver.submit(chunks[0], admitted=[admission(GREEDY)])()
+    driver.submit(chunks[1])()
+    assert network.wanted == [0, 1]
+
+
+class Deaf(Counting):
+    """A network that does not heed what is wanted."""
+
+    def __call__(self, x: Tensor, kv: KVStore, wanted: Tensor | None = None) -> Tensor:
+        output: Tensor = ours()(x, kv)
+        return output
+
+
+def test_a_network_that_returns_more_than_is_wanted_is_found_out() -> None:
+    row = Row(0, 0, len(PROMPT), samples=True)
+    with pytest.raises(PluginError, match=f"returns {len(PROMPT)} rows where 1 are wanted"):
+        Driver(Deaf()).submit(row, admitted=[admission(GREEDY)])
 
 
 def test_a_prompt_of_all_positions_is_scored() -> None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus import ops
 from pluribus.kernels import quantized as kernels
-from pluribus.kernels.linear import MAX_ROWS, Config, eight_bit_config, few_rows_linear
+from pluribus.kernels.linear import (
+    H100,
+    MAX_ROWS,
+    NUM_PROCESSORS,
+    Config,
+    eight_bit_config,
+    few_rows_linear,
+)
 from pluribus.kernels.quantized import dequantize
 from pluribus.quantized import DTYPES, quantize, scale_for
 from pluribus.quantized import dequantize as plainly
@@ -103,34 +112,31 @@ def test_a_weight_is_made_plain_exactly(
     assert torch.equal(plain, plainly(weight, scale, dtype))
 
 
+@triton.jit
+def widen_all(w, y, FROM_BITS: tl.constexpr):
+    at = tl.arange(0, 256)
+    tl.store(y + at, kernels.widen(tl.load(w + at), y.dtype.element_ty, FROM_BITS))
+
+
 @pytest.mark.usefixtures("has_float8")
-def test_every_float8_is_read_as_what_it_is() -> None:
-    bits = torch.arange(256, dtype=torch.uint8, device=DEVICE)
-    bits = bits[(bits & 0x7F) != 0x7F]  # not a number
-    weight = bits.view(torch.float8_e4m3fn).unsqueeze(0)
-    plain = torch.empty(weight.shape, dtype=torch.float16, device=DEVICE)
-    dequantize(weight, torch.ones(1, device=DEVICE), plain)
-    assert torch.equal(plain, weight.half())
-
-
-@pytest.mark.usefixtures("has_float8", "tiles")
-@pytest.mark.parametrize(
-    "dtype",
-    # The interpreter multiplies bfloat16 as if it were integers.
-    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @every_format
-def test_every_byte_is_multiplied_as_what_it_is(weights: str, dtype: torch.dtype) -> None:
-    numbers = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(DTYPES[weights]).float()
-    numbers = numbers[numbers.isfinite()]
-    x = torch.eye(1, 32, dtype=dtype, device=DEVICE)
-    weight = torch.zeros(len(numbers), 32, device=DEVICE)
-    weight[:, 0] = numbers
-    scale = torch.ones(len(numbers), device=DEVICE)
-    weight = weight.to(DTYPES[weights])
-    y = few_rows_linear(x, weight, None, scale=scale, relu=False, config=CONFIG)
-    assert torch.equal(y[0].float(), numbers)
+def test_every_byte_is_what_it_stands_for(weights: str, dtype: torch.dtype) -> None:
+    bits = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    weight = bits.view(DTYPES[weights])
+    y = torch.empty(256, dtype=dtype, device=DEVICE)
+    numbers, from_bits = kernels.readable(weight)
+    widen_all[(1,)](numbers, y, FROM_BITS=from_bits)
+    is_number = weight.float().isfinite()
+    assert torch.equal(y.float()[is_number], weight.float()[is_number])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_plain_numbers_are_left_alone(dtype: torch.dtype) -> None:
+    x = random(256, dtype=dtype)
+    y = torch.empty_like(x)
+    widen_all[(1,)](x, y, FROM_BITS=False)
+    assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("num_rows", [0, MAX_ROWS + 1, 1000])
@@ -148,10 +154,16 @@ def test_tiles_are_powers_of_two_that_the_compiler_takes(hidden_size: int, num_r
     for out, in_ in [(3, 1), (1, 1), (4, 1), (1, 4)]:
         config = eight_bit_config(num_rows, hidden_size * out, hidden_size * in_)
         assert config is not None
-        outputs, inputs, num_stages = config.outputs, config.inputs, config.num_stages
-        assert all(each.bit_count() == 1 for each in (outputs, inputs, config.num_warps))
-        tile_bytes = outputs * inputs + 2 * max(16, num_rows) * inputs
-        assert num_stages * tile_bytes < 200_000, "more than an SM's shared memory"
+        sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
+        assert all(each.bit_count() == 1 for each in sizes)
+        rows = 16 if num_rows <= 16 else 64
+        assert H100.num_stages(config, rows, 1) == config.num_stages
+        assert config.splits <= (8 if rows == 16 else 4)
+        num_tiles = -(-hidden_size * out // config.outputs)
+        assert config.splits == 1 or num_tiles <= NUM_PROCESSORS
+        assert config.splits == 1 or config.inputs * config.splits < hidden_size * in_
+        if out < in_ and num_tiles <= NUM_PROCESSORS // 2:
+            assert config.splits > 1, "few programs would read all that a row has"
 
 
 @pytest.mark.gpu

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import OPTConfig as HuggingFaceConfig
 from transformers import OPTForCausalLM
 
@@ -17,7 +19,7 @@ from opt.reading import Case, Reading, decoder, read_cases, read_cases_in_stages
 from opt.variants import VARIANTS, architecture, canonical, hugging_face
 from pluribus.step import Row
 from pluribus_opt.config import SIZES, OPTConfig
-from pluribus_opt.decoder import OPTDecoder
+from pluribus_opt.decoder import OPTDecoder, OPTLayer
 
 TEXT = [2, 50, 7, 91, 33, 33, 4, 68, 12, 29, 5]
 TEXTS = [TEXT, [2], [2, 11, 80, 3, 45]]
@@ -113,6 +115,22 @@ def test_logits_are_those_that_are_wanted_in_their_order(
     at = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
     logits = network.logits(network(x, store, at))
     assert_same(logits, expected(variant, TEXT)[list(range(len(TEXT))) if at is None else at])
+
+
+def test_the_last_layer_feeds_forward_nothing_else() -> None:
+    network, store = ours("pre-norm"), Reading(ours("pre-norm"), [TEXT]).store
+    layout = store.begin([Row(0, 0, len(TEXT), samples=True)])
+    x, num_rows = network.embed(torch.tensor(TEXT), layout.positions), list[int]()
+
+    def note(_: nn.Module, given: tuple[Tensor]) -> None:
+        num_rows.append(len(given[0]))
+
+    layers = cast(Iterable[OPTLayer], network.layers)
+    hooks = [layer.feed_forward.register_forward_pre_hook(note) for layer in layers]
+    network(x, store, torch.tensor([7, 2]))
+    for hook in hooks:
+        hook.remove()
+    assert num_rows == [*[len(TEXT)] * (len(network.layers) - 1), 2]
 
 
 def test_what_is_not_wanted_is_read_all_the_same() -> None:

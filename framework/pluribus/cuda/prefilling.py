@@ -176,7 +176,8 @@ class Layout:
         It has as many rows as sampling may run for: none may be left from an earlier pass.
         """
         num_tokens = work.num_tokens
-        most_rows = min(num_tokens, max(row_sizes))
+        shortest_row = 1 if work.is_mixed else 2
+        most_rows = min(num_tokens // shortest_row, max(row_sizes))
         num_rows = bucket(row_sizes, most_rows)
         assert num_rows is not None
         num_tiles = num_tokens // tile_size + min(num_tokens // 2, most_rows)

@@ -70,7 +70,7 @@ def _dequantize(
 
 @triton.jit
 def widen(w, dtype: tl.constexpr, FROM_BITS: tl.constexpr):
-    """Return eight-bit numbers as those of a dtype that holds them exactly."""
+    """Return numbers as those of a dtype that holds them exactly: of eight bits, or of its own."""
     if FROM_BITS:
         # In the bits of float16, e4m3's are the same number but for 8 in the exponent.
         bits = w.to(tl.uint16)
@@ -85,6 +85,6 @@ def widen(w, dtype: tl.constexpr, FROM_BITS: tl.constexpr):
         else:
             w = (byte.to(tl.uint32) ^ 0x4B000080).to(tl.float32, bitcast=True) - 8388736.0
     elif w.dtype != tl.bfloat16 and dtype == tl.bfloat16:
-        # From float8 by way of float16: from there straight on is slow.
+        # From float8, which the hardware makes float16: from there straight on is slow.
         w = w.to(tl.float32)
     return w.to(dtype)

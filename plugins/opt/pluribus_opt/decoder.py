@@ -41,7 +41,7 @@ class OPTAttention(nn.Module):
     def forward(self, x: Tensor, kv: KVStore, layer: int, wanted: Tensor | None) -> Tensor:
         qkv: Tensor = self.qkv_proj(x).view(len(x), 3, -1, self.head_dim)
         attended = kv.attend(layer, *qkv.unbind(1))
-        output: Tensor = self.out_proj(_rows(attended.flatten(1), wanted))
+        output: Tensor = self.out_proj(_select(attended.flatten(1), wanted))
         return output
 
     def parts(self, prefix: str) -> Iterator[Part]:
@@ -94,14 +94,19 @@ class OPTLayer(nn.Module):
         """Take a sum, ``x`` and every rank's ``delta``, and return one, of the wanted rows.
 
         What adds it up, over ranks and to the residual, normalises as well.
+
+        Args:
+            x, delta: [num_tokens, hidden_size].
+            kv, wanted: see ``pluribus.interfaces.Network``.
+            layer: this one's number among the rank's.
         """
         if self.norm_first:
             x, normed = self.attention_norm(x, delta)
             attended = self.attention(normed, kv, layer, wanted)
-            x, normed = self.feed_forward_norm(_rows(x, wanted), attended)
+            x, normed = self.feed_forward_norm(_select(x, wanted), attended)
             return x, self.feed_forward(normed)
         attended = self.attention(x, kv, layer, wanted)
-        _, x = self.attention_norm(_rows(x, wanted), attended)
+        _, x = self.attention_norm(_select(x, wanted), attended)
         _, x = self.feed_forward_norm(x, self.feed_forward(x))
         return x, None
 
@@ -258,7 +263,7 @@ class OPTDecoder(nn.Module):
             yield from self.head.parts()
 
 
-def _rows(x: Tensor, wanted: Tensor | None) -> Tensor:
+def _select(x: Tensor, wanted: Tensor | None) -> Tensor:
     return x if wanted is None else x.index_select(0, wanted)
 
 
