@@ -1,4 +1,4 @@
-"""Compile every kernel for devices that are not here, and print how much shared memory each takes.
+"""Compile every kernel for devices that are not here, and print what each takes.
 
     python architectures.py CAPABILITY BYTES
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -29,6 +30,9 @@ CPU = torch.device("cpu")
 NUM_SLOTS = 64
 INTEGERS = torch.zeros(NUM_SLOTS + 1, dtype=torch.int64)
 FLOATS = torch.zeros(NUM_SLOTS)
+LOOP = re.compile(r"^(\$L\w+):(.*?)\bbra\s+\1;", re.DOTALL | re.MULTILINE)
+EVENT = re.compile(r"wgmma\.mma_async[^{;]*\{[^}]*\}, *(.)|wgmma\.wait_group\D*(\d+)")
+"""A product, and what its first factor begins with: ``{`` where it is in registers; or a wait."""
 
 
 class Absent:
@@ -129,8 +133,24 @@ def run_passes() -> None:
         sample.sample(logits, 50265, rows.slots, rows.positions, choices)
 
 
+def waits(ptx: str) -> list[int]:
+    """Return, of each loop that multiplies from registers, what the next wait leaves under way.
+
+    ptxas gives the registers of a product (``wgmma``) to somebody else from the first wait after
+    it, whether or not that is for the product.
+    """
+    found = []
+    for loop in LOOP.finditer(ptx):
+        events = EVENT.findall(loop[2])
+        from_registers = [at for at, (factor, _) in enumerate(events) if factor == "{"]
+        if from_registers:
+            last = from_registers[-1] + 1
+            found.append(next(int(left) for _, left in events[last:] + events[:last] if left))
+    return found
+
+
 def main() -> None:
-    """Print each kernel's name and bytes, once for each way in which it is compiled."""
+    """Print each kernel's name, bytes and waits, once for each way in which it is compiled."""
     pretend(*map(int, sys.argv[1:]))
     found: dict[Hashable, Any] = {}
     launching._asked_for.set(found)
@@ -141,7 +161,10 @@ def main() -> None:
     for head_dim in (64, 80, 128):
         run_attention(12, head_dim)
     run_passes()
-    compiled = [(kernel.metadata.name, kernel.metadata.shared) for kernel in found.values()]
+    compiled = [
+        (kernel.metadata.name, kernel.metadata.shared, waits(kernel.asm["ptx"]))
+        for kernel in found.values()
+    ]
     print(json.dumps(compiled))
 
 

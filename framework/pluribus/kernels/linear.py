@@ -63,6 +63,16 @@ class Multiprocessor:
         """Whether a program can have tiles copied, in place of loading them thread by thread."""
         return self.major >= 9
 
+    @property
+    def reads_registers_late(self) -> bool:
+        """Whether a product reads what is made for it in registers while the program goes on.
+
+        Hopper's do (``wgmma``). Triton's pipeline leaves the last one under way, and ptxas gives
+        its registers to the next weights all the same: where two programs shared a multiprocessor,
+        results have been wrong by half.
+        """
+        return self.major == 9
+
     def num_stages(self, config: Config, rows: int, weight_bytes: int) -> int:
         """Return as many stages as a configuration has, or as there is room for.
 
@@ -188,6 +198,7 @@ def few_rows_linear(
         INPUTS=config.inputs,
         SPLITS=config.splits,
         COPIES=copies,
+        WAITS=processor.reads_registers_late and numbers.itemsize < x.itemsize,
         FROM_BITS=from_bits,
         HAS_SCALE=scale is not None,
         HAS_BIAS=bias is not None,
@@ -223,7 +234,7 @@ def _few_rows_linear(
     x_tiles, weight_tiles, x, weight, scale, bias, y, partial, arrived,
     num_rows, in_features, out_features,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, SPLITS: tl.constexpr,
-    COPIES: tl.constexpr, FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr,
+    COPIES: tl.constexpr, WAITS: tl.constexpr, FROM_BITS: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -254,6 +265,9 @@ def _few_rows_linear(
             w = tl.load(weight + w_at + at, mask=is_out & (at < end), other=0.0)
             v = tl.load(x + row[:, None] * in_features + at, mask=is_row & (at < end), other=0.0)
         total = tl.dot(widen(w, y.dtype.element_ty, FROM_BITS), v.T, total)
+        if WAITS:
+            # A product that is used, were it for nothing, is waited for.
+            total = tl.where(start < end, total, 0.0)
     is_last = True
     if SPLITS > 1:
         inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
