@@ -236,9 +236,11 @@ def _is_in(value, id_, least_key, last_id, SPARE: tl.constexpr):
 @triton.jit
 def _last_of(logits, num_ids, k, BLOCKS: tl.constexpr, SPARE: tl.constexpr):
     """Return the key of the k-th highest logit, and the last id with it among the first k."""
-    key = -(1 << (31 - SPARE))
-    for place in tl.static_range(30 - SPARE, -1, -2):
-        key = _next_digit(logits, num_ids, k, key, 1 << place, BLOCKS, SPARE)
+    key = tl.full((), -(1 << (31 - SPARE)), tl.int32)
+    step = tl.full((), 1 << (30 - SPARE), tl.int32)
+    while step > 0:
+        key = _next_digit(logits, num_ids, k, key, step, BLOCKS, SPARE)
+        step >>= 2
     num_above = _count(logits, num_ids, key + 1, key + 1, num_ids, BLOCKS, SPARE)
     first = 0
     last_id = num_ids - 1
