@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -107,7 +108,7 @@ class LogitsPlan:
         return torch.cat([ends, *scored]) if scored else ends
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """Rows as a rank runs them.
 
@@ -115,22 +116,19 @@ class Task:
         plan: what logits are computed for.
         layout: where the tokens sit.
         positions: theirs; 0 for padding, int64, [num_tokens].
-        wanted: the tokens to compute logits at: where rows sample, then what is scored, int64,
-            [num_wanted].
     """
 
     plan: LogitsPlan
     layout: TokenLayout
     positions: Tensor
-    wanted: Tensor
 
-    @classmethod
-    def of(
-        cls, rows: Sequence[Row], state: SlotState, layout: TokenLayout, positions: Tensor
-    ) -> Task:
-        """Return what is to be done with these rows, their slots being in this state."""
-        plan = LogitsPlan.of(rows, state)
-        return cls(plan, layout, positions, plan.wanted(layout))
+    @cached_property
+    def wanted(self) -> Tensor:
+        """The tokens to compute logits at: where rows sample, then what is scored, int64.
+
+        Stages that choose no tokens and hear of none never ask.
+        """
+        return self.plan.wanted(self.layout)
 
 
 @dataclass(frozen=True, slots=True)

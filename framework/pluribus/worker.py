@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pluribus.head import Head
 from pluribus.interfaces import Executor, KVShape, KVStore, ModelSpec, Network
-from pluribus.logits_plan import Outcome, Task
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.sampler import Sampler
 from pluribus.slots import SlotState
 from pluribus.stages import OnlyStage, Stage
@@ -97,7 +97,7 @@ class Worker(Executor):
 
     def _task(self, rows: Sequence[Row]) -> Task:
         layout = self.store.begin(rows)
-        return Task.of(rows, self.state, layout, layout.positions.clamp_min(0))
+        return Task(LogitsPlan.of(rows, self.state), layout, layout.positions.clamp_min(0))
 
     def _embed(self, task: Task) -> Tensor:
         tokens = self.state.tokens[task.layout.slots, task.positions]

@@ -16,7 +16,7 @@ from pluribus.head import Head
 from pluribus.interfaces import Network, TokenLayout
 from pluribus.interfaces.device_store import DeviceKVStore
 from pluribus.kernels.passes import Rows, end_pass
-from pluribus.logits_plan import Outcome, Task
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.step import Row
 
 
@@ -48,7 +48,7 @@ class Rank:
         """
         last = torch.arange(len(rows), device=self.device)
         layout = TokenLayout(columns.slots, columns.positions, last)
-        task = Task.of(rows, self.state, layout, columns.positions)
+        task = Task(LogitsPlan.of(rows, self.state), layout, columns.positions)
         outcome = self.head.finish(task, hidden)
         end_pass(self.state.texts, columns, outcome.tokens)
         return outcome

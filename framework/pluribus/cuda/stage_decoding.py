@@ -12,7 +12,7 @@ from pluribus.cuda.rank import Rank
 from pluribus.cuda.sizes import SIZES
 from pluribus.interfaces import Share, TokenLayout
 from pluribus.kernels.upload import upload
-from pluribus.logits_plan import Outcome, Task
+from pluribus.logits_plan import LogitsPlan, Outcome, Task
 from pluribus.step import Row
 
 
@@ -68,7 +68,7 @@ class StageDecoding:
         self._columns[:, :size] = columns
         ours = columns[:, :num_rows]
         layout = TokenLayout(ours[0], ours[1], self._last[:num_rows])
-        return Task.of(rows, self._rank.state, layout, ours[1])
+        return Task(LogitsPlan.of(rows, self._rank.state), layout, ours[1])
 
     def embed(self, task: Task) -> Tensor:
         """Return as much as anybody else receives: the graph itself embeds."""

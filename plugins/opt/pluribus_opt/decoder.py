@@ -84,12 +84,7 @@ class OPTLayer(nn.Module):
         self.feed_forward_norm = _norm(config, tp)
 
     def forward(
-        self,
-        x: Tensor,
-        delta: Tensor | None,
-        kv: KVStore,
-        layer: int,
-        wanted: Tensor | None = None,
+        self, x: Tensor, delta: Tensor | None, kv: KVStore, layer: int, wanted: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Take a sum, ``x`` and every rank's ``delta``, and return one, of the wanted rows.
 
