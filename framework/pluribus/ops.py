@@ -7,12 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pluribus import quantized
+from pluribus.packed import packed as packed_on_cpu
 from pluribus.packed import packed_linear
 
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+def packed(weight: Tensor) -> Tensor:
+    """Return a copy of a matrix that ``linear`` is fastest with, or itself if there is none."""
+    if weight.is_cuda and weight.dtype in HALVES:
+        from pluribus.kernels.linear import arranged
+
+        return arranged(weight)
+    return packed_on_cpu(weight)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    relu: bool = False,
+    has_zeros: bool = False,
+) -> Tensor:
     """Return ``x weight^T + bias``, after ReLU if asked for.
 
     Args:
@@ -20,11 +37,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
         weight: [out_features, in_features]; it may be packed.
         bias: [out_features].
         relu: whether negative outputs become 0.
+        has_zeros: whether many of x's numbers are 0, as after ReLU.
     """
     if x.is_cuda and x.dtype in HALVES:
-        from pluribus.kernels.linear import few_rows_config, few_rows_linear
+        from pluribus.kernels.linear import few_rows_config, few_rows_linear, is_column_major
+        from pluribus.kernels.sparse_linear import skips_zeros, sparse_linear
 
-        if config := few_rows_config(len(x), *weight.shape):
+        if has_zeros and not relu and skips_zeros(len(x), weight):
+            return sparse_linear(x, weight, bias)
+        by_columns = is_column_major(weight)
+        if config := few_rows_config(len(x), *weight.shape, by_columns=by_columns):
             return few_rows_linear(x, weight, bias, relu=relu, config=config)
         if relu and bias is not None:
             return torch._addmm_activation(bias, x, weight.t())

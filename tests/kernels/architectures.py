@@ -21,7 +21,16 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from pluribus.interfaces.device_store import Tiles
-from pluribus.kernels import all_reduce, launching, linear, norm, passes, quantized, sample
+from pluribus.kernels import (
+    all_reduce,
+    launching,
+    linear,
+    norm,
+    passes,
+    quantized,
+    sample,
+    sparse_linear,
+)
 from pluribus.kernels.passes import Rows
 from pluribus_caches.kernels import attention
 
@@ -88,6 +97,14 @@ def run_linears(hidden_size: int) -> None:
                 relu=out == 4,
                 config=config,
             )
+    for (out, in_), num_rows in itertools.product(shapes, (1, 20)):
+        rows, columns = out * hidden_size, in_ * hidden_size
+        x, weight, bias = halves(num_rows, columns), halves(columns, rows).t(), halves(rows)
+        config = linear.few_rows_config(num_rows, rows, columns, by_columns=True)
+        assert config
+        linear.few_rows_linear(x, weight, bias, relu=out == 4, config=config)
+        if in_ == 4:
+            sparse_linear.sparse_linear(x[:1], weight, bias)
     for dtype in dtypes[1:]:
         weight = torch.empty(64, 64, dtype=dtype)
         quantized.dequantize(weight, torch.empty(64), halves(64, 64))

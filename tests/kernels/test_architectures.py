@@ -22,6 +22,7 @@ KERNELS = {
     "_few_rows_linear",
     "_prefill",
     "_sample",
+    "_sparse_linear",
     "_write",
 }
 

@@ -63,7 +63,7 @@ class OPTFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.fc1(x, relu=True) if self.has_relu else self.activation(self.fc1(x))
-        output: Tensor = self.fc2(inner)
+        output: Tensor = self.fc2(inner, has_zeros=self.has_relu)
         return output
 
     def parts(self, prefix: str) -> Iterator[Part]:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus import ops
-from pluribus.packed import packed
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import POSITION_OFFSET
 from pluribus_opt.linear import Linear
@@ -84,9 +83,9 @@ class RowParallelLinear(Linear):
         self.weight = _empty(out_features, self.end - self.start)
         self.bias = _empty(out_features) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, has_zeros: bool = False) -> Tensor:
         # The sum over ranks must hold the bias once, so only the first rank adds it.
-        return self.product(x, self.bias if self.tp.rank == 0 else None)
+        return self.product(x, self.bias if self.tp.rank == 0 else None, has_zeros=has_zeros)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """Yield what fills this rank's share, from the tensors under ``prefix``."""
@@ -136,7 +135,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def pack(self, *, is_looked_up: bool) -> None:
         """Store the table as ``logits`` wants it, beside the plain one if that is needed."""
-        self.packed = packed(self.weight)
+        self.packed = ops.packed(self.weight)
         if not is_looked_up:
             self.weight = nn.Parameter(self.packed, requires_grad=False)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pluribus import ops
-from pluribus.packed import packed
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.quantizing import Quantizer, Scaled
 
@@ -43,12 +42,14 @@ class Linear(nn.Module):
 
     def pack(self) -> None:
         """Store the weight as products want it; ``parts`` is of no use from then on."""
-        self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
+        self.weight = nn.Parameter(ops.packed(self.weight), requires_grad=False)
 
-    def product(self, x: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
-        """Return ``x weight^T + bias``, after ReLU if asked for."""
+    def product(
+        self, x: Tensor, bias: Tensor | None, *, relu: bool = False, has_zeros: bool = False
+    ) -> Tensor:
+        """Return ``x weight^T + bias``; see ``ops.linear``."""
         if self.scale is None:
-            return ops.linear(x, self.weight, bias, relu=relu)
+            return ops.linear(x, self.weight, bias, relu=relu, has_zeros=has_zeros)
         return ops.scaled_linear(x, self.weight, self.scale, bias, relu=relu, scratch=self.scratch)
 
     def scaled(self, number: int = 0, of: int = 1) -> Scaled | None:
