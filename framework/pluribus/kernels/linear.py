@@ -46,8 +46,6 @@ All of OPT-6.7B's layers, the wide ones also split in two, and the last of OPT-1
 Programs that run side by side read what lies side by side then. On an H100 a layer of OPT-6.7B
 takes 2 to 3 % less time for 64 rows or fewer, and with cuBLAS 5 % less for 256.
 """
-PROGRAMS_BY_COLUMNS = 80
-"""Programs that read weights stored by columns as fast as memory gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,7 @@ def few_rows_config(
             return Config(64, 128, 4, 4)
         return Config(128, 128, 4, 3) if by_columns else Config(128, 128, 8, 4)
     # One program a processor then, with as much under way as there is room for.
-    num_programs = PROGRAMS_BY_COLUMNS if by_columns else NUM_PROCESSORS
-    splits = _power_of_2(min(num_programs // num_tiles, 4))
+    splits = _power_of_2(min(NUM_PROCESSORS // num_tiles, 4))
     if in_features <= out_features:
         splits = 1
     elif not is_few and splits == 1 and in_features >= 2 * out_features and not by_columns:
