@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from opt.reading import fill
+from pluribus import ops
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import ACTIVATIONS, OPTConfig
 from pluribus_opt.decoder import OPTFeedForward
@@ -179,8 +180,8 @@ def test_a_norm_adds_before_it_normalises_and_returns_both() -> None:
     assert torch.equal(normed, layer(x + delta)[1])
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_what_transformers_calls_by_its_name(name: str) -> None:
+def feed_forward(activation: str) -> OPTFeedForward:
+    """Return one whose weights are all ones on the diagonal, without a bias."""
     config = OPTConfig(
         vocab_size=4,
         hidden_size=16,
@@ -190,9 +191,29 @@ def test_an_activation_is_what_transformers_calls_by_its_name(name: str) -> None
         max_position_embeddings=4,
         word_embed_proj_dim=16,
         enable_bias=False,
-        activation_function=name,
+        activation_function=activation,
     )
     layer = OPTFeedForward(config, TensorParallel())
     fill(layer.parts(""), {"fc1.weight": torch.eye(16), "fc2.weight": torch.eye(16)})
+    return layer
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_what_transformers_calls_by_its_name(name: str) -> None:
     x = torch.linspace(-8, 8, 16).unsqueeze(0)
-    torch.testing.assert_close(layer(x), ACT2FN[name](x))
+    torch.testing.assert_close(feed_forward(name)(x), ACT2FN[name](x))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_zeros_are_told_of_where_the_activation_leaves_any(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, **options: bool) -> Tensor:
+        told.append(options["has_zeros"])
+        return F.relu(x) if options["relu"] else x
+
+    monkeypatch.setattr(ops, "linear", linear)
+    feed_forward(name)(torch.linspace(-8, 8, 16).unsqueeze(0))
+    assert told == [False, name == "relu"]

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from opt.reading import Reading, decoder
 from opt.variants import VARIANTS, architecture, canonical, hugging_face
-from pluribus.ops import linear
-from pluribus.packed import packed
+from pluribus.ops import linear, packed
 
 TEXTS = [[2, 50, 7, 91, 33, 33, 4, 68, 12], [2], [2, 11, 80, 3, 45]]
 
