@@ -89,6 +89,14 @@ def test_small_layers_and_several_rows_are_left_to_others() -> None:
     assert not skips_zeros(1, torch.empty(3072, 768, dtype=torch.float16, device="meta").t())
 
 
+@pytest.mark.parametrize("shape", [(12288, 4096), (16384, 4096)])
+def test_more_outputs_than_there_are_counters_for_are_left_to_others(
+    shape: tuple[int, int],
+) -> None:
+    weight = torch.empty(shape[::-1], dtype=torch.float16, device="meta").t()
+    assert not skips_zeros(1, weight)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("out_features", "in_features"), [(4096, 16384), (2048, 8192)])
 @pytest.mark.parametrize("share", [0.04, 0.5, 1.0])
