@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.device import DEVICE
+from kernels.layouts import by_columns
 from pluribus import ops
 from pluribus.kernels import linear
 from pluribus.kernels.linear import (
@@ -31,11 +32,6 @@ CONFIGS = [Config(32, 32, 4, 3), Config(16, 16, 4, 3, splits=4)]
 def random(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
     values = torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
     return values.to(DEVICE, dtype)
-
-
-def by_columns(weight: Tensor) -> Tensor:
-    """Return a weight with the same numbers, stored column-major."""
-    return weight.t().contiguous().t()
 
 
 def expected(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
@@ -89,16 +85,16 @@ def test_the_rest_is_left_to_cublas(num_rows: int, out_features: int, in_feature
     num_rows=st.integers(1, MAX_ROWS),
     out_features=st.integers(1, 60000),
     in_features=st.integers(1, 60000),
-    by_columns=st.booleans(),
+    is_by_columns=st.booleans(),
 )
 def test_any_shape_has_tiles_that_the_compiler_takes(
-    num_rows: int, out_features: int, in_features: int, by_columns: bool
+    num_rows: int, out_features: int, in_features: int, is_by_columns: bool
 ) -> None:
-    config = few_rows_config(num_rows, out_features, in_features, by_columns=by_columns)
+    config = few_rows_config(num_rows, out_features, in_features, by_columns=is_by_columns)
     if config is None:
         assert num_rows > 16
         assert in_features >= 2 * out_features
-        assert not by_columns
+        assert not is_by_columns
         return
     sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
     assert all(number.bit_count() == 1 for number in sizes)

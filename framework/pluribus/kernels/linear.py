@@ -39,12 +39,13 @@ COLUMN_MAJOR = frozenset(
         (2048, 8192),
     }
 )
-"""Outputs and inputs of weights that are stored by columns: where that is as fast or faster for any
-number of rows. At other shapes cuBLAS may take a third longer.
+"""Outputs and inputs of weights that are stored by columns: where few rows gain more by it than
+many lose. At other shapes cuBLAS may take half as long again.
 
 All of OPT-6.7B's layers, the wide ones also split in two, and the last of OPT-1.3B's and 2.7B's.
-Programs that run side by side read what lies side by side then: on an H100, linears of OPT-6.7B
-take 2 to 5 % less time for up to 256 rows, and as long for 2,048.
+Programs that run side by side read what lies side by side then. On an H100 in float16, the linears
+of a layer of OPT-6.7B take 2 to 5 % less time for up to 256 rows, and as long for 2,048; other
+devices have not been measured.
 """
 
 
@@ -274,6 +275,15 @@ def counters(device: torch.device) -> Tensor:
     return torch.zeros(NUM_PROCESSORS, dtype=torch.int32, device=device)
 
 
+@triton.jit
+def arrive(arrived, SPLITS: tl.constexpr):
+    """Return whether a tile's other programs have all stored their sums, as this one has."""
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrived, 1, sem="acq_rel") == SPLITS - 1
+    tl.debug_barrier()
+    return is_last
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _few_rows_linear(
     x_tiles, weight_tiles, x, weight, scale, bias, y, partial, arrived,
@@ -331,9 +341,7 @@ def _few_rows_linear(
         inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
         parts = partial + tile * SPLITS * OUTPUTS * ROWS + inner
         tl.store(parts + split * OUTPUTS * ROWS, total)
-        tl.debug_barrier()
-        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
-        tl.debug_barrier()
+        is_last = arrive(arrived + tile, SPLITS)
     if is_last:
         if SPLITS > 1:
             tl.store(arrived + tile, 0)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.kernels.launching import early, follow, launch
-from pluribus.kernels.linear import NUM_PROCESSORS, counters, is_column_major
+from pluribus.kernels.linear import NUM_PROCESSORS, arrive, counters, is_column_major
 
 OUTPUTS, INPUTS = 64, 128
 """Of a tile of weights."""
@@ -102,9 +102,7 @@ def _sparse_linear(
     if SPLITS > 1:
         parts = partial + tile * SPLITS * OUTPUTS
         tl.store(parts + split * OUTPUTS + column, total)
-        tl.debug_barrier()
-        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
-        tl.debug_barrier()
+        is_last = arrive(arrived + tile, SPLITS)
     if is_last:
         if SPLITS > 1:
             tl.store(arrived + tile, 0)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus import ops
+from pluribus.packed import packed
 from pluribus.parallel.group import TensorParallel
 from pluribus_opt.config import POSITION_OFFSET
 from pluribus_opt.linear import Linear
@@ -135,7 +136,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def pack(self, *, is_looked_up: bool) -> None:
         """Store the table as ``logits`` wants it, beside the plain one if that is needed."""
-        self.packed = ops.packed(self.weight)
+        self.packed = packed(self.weight)
         if not is_looked_up:
             self.weight = nn.Parameter(self.packed, requires_grad=False)
 
