@@ -1,14 +1,16 @@
 """An engine that is given whole workloads, and what is measured of it.
 
 It is stepped by the thread that measures, so nobody else wants the interpreter, as in an engine's
-own process. What the network takes is timed where the engine calls it, and so is choosing tokens
-from its logits. What is left of a step is the engine's own: schedule, ledger, setting up what the
-network and the sampler do, reading tokens. Of a device that replays what it was given, all that the
-host does is the engine's own, but for waiting for results.
+own process, and as there, what is loaded is not searched for garbage while steps wait. What the
+network takes is timed where the engine calls it, and so is choosing tokens from its logits. What is
+left of a step is the engine's own: schedule, ledger, setting up what the network and the sampler
+do, reading tokens. Of a device that replays what it was given, all that the host does is the
+engine's own, but for waiting for results.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sys
@@ -58,6 +60,7 @@ class BenchEngine:
 
     def __enter__(self) -> BenchEngine:
         self._core = timed_core(self.parts, self._plugins, self._passes, self._turns)
+        gc.freeze()
         return self
 
     def __exit__(
@@ -66,6 +69,7 @@ class BenchEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        gc.unfreeze()
         self._core.executor.shutdown()
 
     def requests(self, workload: Workload, round_: int) -> list[Request]:
