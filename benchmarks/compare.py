@@ -76,10 +76,13 @@ def mixed(num_requests: int, seed: int) -> Work:
 WORKLOADS: dict[str, tuple[Callable[[int], Work], tuple[float, ...]]] = {
     "lat1": (lambda seed: fixed(1, 32, 256, seed), (0.0,)),
     "lat8": (lambda seed: fixed(8, 32, 256, seed), (0.0,)),
+    "b16": (lambda seed: fixed(16, 128, 128, seed), (0.0, SAMPLED)),
     "b64": (lambda seed: fixed(64, 128, 128, seed), (0.0,)),
+    "b128": (lambda seed: fixed(128, 256, 128, seed), (0.0, SAMPLED)),
     "b256": (lambda seed: fixed(256, 128, 128, seed), (0.0, SAMPLED)),
     "mix512": (lambda seed: mixed(512, seed), (0.0,)),
     "ttft512": (lambda seed: fixed(1, 512, 1, seed), (0.0,)),
+    "long16": (lambda seed: fixed(16, 1792, 256, seed), (0.0,)),
     "long64": (lambda seed: fixed(64, 1792, 256, seed), (0.0,)),
 }
 
