@@ -11,6 +11,7 @@ found; without it only our side runs. Prints a line of JSON for each result, the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -179,31 +180,33 @@ def measure(side: str, arguments: argparse.Namespace) -> None:
         make, temperatures = WORKLOADS[name]
         for temperature in temperatures:
             seconds, rates = [], []
-            # Long work needs none to warm up: what came before has done that.
-            num_warmups = 0 if name in {"mix512", "long64"} else 1
-            for round_ in range(arguments.repeats + num_warmups):
+            for round_ in range(1 + arguments.repeats):
                 work = make(round_)
                 started = time.perf_counter()
                 num_tokens = run(work, temperature)
                 seconds.append(time.perf_counter() - started)
                 rates.append(num_tokens / seconds[-1])
-            middle = statistics.median(seconds[num_warmups:])
+            seconds, rates = seconds[1:], rates[1:]
             result = Result(
                 side=side,
                 model=model,
                 workload=name,
                 temperature=temperature,
-                tokens_per_second=round(statistics.median(rates[num_warmups:]), 1),
-                ms_per_token=round(1000 * middle / max(num for _, num in work), 3),
-                best=round(min(seconds[num_warmups:]), 4),
-                worst=round(max(seconds[num_warmups:]), 4),
+                tokens_per_second=round(statistics.median(rates), 1),
+                ms_per_token=round(
+                    1000 * statistics.median(seconds) / max(num for _, num in work), 3
+                ),
+                best=round(min(seconds), 4),
+                worst=round(max(seconds), 4),
             )
             print(json.dumps(asdict(result)), flush=True)
     print(END, end="", flush=True)
 
 
-def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[Result]:
-    """Run one side in a process of its own."""
+def measure_apart(
+    side: str, model: str, arguments: argparse.Namespace
+) -> tuple[list[Result], bool]:
+    """Run one side in a process of its own; return what came, and whether all of it did."""
     command = [sys.executable, __file__, "--side", side, "--models", model]
     command += ["--tokenizer", arguments.tokenizer, "--repeats", str(arguments.repeats)]
     command += ["--gpus", str(arguments.gpus)]
@@ -229,11 +232,12 @@ def measure_apart(side: str, model: str, arguments: argparse.Namespace) -> list[
                     break
             else:
                 print(f"{side} {model}: failed", file=sys.stderr, flush=True)
+                return results, False
         finally:
             # vLLM's own processes can keep it from ending.
             os.killpg(process.pid, signal.SIGKILL)
-    time.sleep(SECONDS_TO_FREE)
-    return results
+            time.sleep(SECONDS_TO_FREE)
+    return results, True
 
 
 def print_table(results: Sequence[Result]) -> None:
@@ -274,12 +278,16 @@ def main() -> None:
         measure(arguments.side, arguments)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what it has started, too
-    results = []
-    for model in arguments.models:
-        results += measure_apart("ours", model, arguments)
-        if arguments.vllm:
-            results += measure_apart("vllm", model, arguments)
+    sides = ["ours", "vllm"] if arguments.vllm else ["ours"]
+    results: list[Result] = []
+    is_whole = True
+    for model, side in itertools.product(arguments.models, sides):
+        came, is_all = measure_apart(side, model, arguments)
+        results += came
+        is_whole &= is_all
     print_table(results)
+    if not is_whole:
+        sys.exit("not all of it could be measured; what went wrong is above")
 
 
 if __name__ == "__main__":

@@ -58,3 +58,16 @@ class QueueFullError(PluribusError):
 
 class EngineError(PluribusError):
     """The engine is not there: still loading, shutting down, or dead."""
+
+
+OUT_OF_MEMORY = "lower cache.kv.memory, batcher.max_batch_tokens or batcher.max_batch_size"
+
+
+def describe(error: BaseException) -> str:
+    """Return one line that says what went wrong, and what to change where memory is out."""
+    text = " ".join(str(error).split())
+    if isinstance(error, PluribusError):
+        return text
+    kind = type(error).__name__
+    is_out = isinstance(error, MemoryError) or kind == "OutOfMemoryError"  # torch's own
+    return f"{kind}: {text}; {OUT_OF_MEMORY}" if is_out else f"{kind}: {text}"

@@ -37,9 +37,9 @@ class QueueLink:
         return self._tensors.empty()
 
     def send(self, x: Tensor, step: int) -> None:
-        """Send without waiting."""
+        """Send without waiting; what is sent is read as late as it is taken."""
         self.under_way.append(step)
-        self._tensors.put(x.clone())
+        self._tensors.put(x)
 
     def settle(self, num_steps: int) -> None:
         """Let go of what was sent in the first steps."""

@@ -21,15 +21,16 @@ NUM_LAYERS = 3
 
 
 class CudaStages(Executor):
-    """Runs each step on one stage after another.
+    """Runs each step on one stage after another, the later ones as late as can be.
 
-    What a stage waits for has been sent before: by the stages before it, and in earlier steps.
+    That is when a result is read, or when a step begins from tokens that they have not chosen yet.
     """
 
     def __init__(self, num_stages: int) -> None:
         self.links = [QueueLink() for _ in range(num_stages)]
         with small_sizes():
             self.workers = [self._worker(share) for share in stage_shares(NUM_LAYERS, num_stages)]
+        self._late: list[Step] = []
 
     @property
     def kv_shape(self) -> KVShape:
@@ -44,12 +45,30 @@ class CudaStages(Executor):
         return self.workers[0].max_passes
 
     def submit(self, step: Step) -> Callable[[], StepResult]:
-        """Run the step on every stage."""
-        first, *_ = [worker.submit(step) for worker in self.workers]
-        return first
+        """Run the step on the first stage."""
+        slots = {row.slot for row in step.rows}
+        for late in [*self._late]:
+            if not slots.isdisjoint([row.slot for row in late.rows]):
+                self._catch_up(late)
+        result = self.workers[0].submit(step)
+        self._late.append(step)
+
+        def read() -> StepResult:
+            self._catch_up(step)
+            return result()
+
+        return read
 
     def shutdown(self) -> None:
         """Nothing to stop."""
+
+    def _catch_up(self, step: Step) -> None:
+        """Run the later stages up to this step, if they have not come to it yet."""
+        due = [late for late in self._late if late.number <= step.number]
+        del self._late[: len(due)]
+        for worker in self.workers[1:]:
+            for late in due:
+                worker.submit(late)
 
     def _worker(self, share: Share) -> CudaStageWorker:
         ring = Ring(self.links[share.stage - 1], self.links[share.stage])

@@ -13,6 +13,7 @@ from gpu.tiny import (
     NUM_SLOTS,
     PROMPT,
     SEEDED,
+    SHAPE,
     TinyWorker,
     alone,
     ask,
@@ -23,9 +24,10 @@ from gpu.tiny import (
     small_sizes,
 )
 from kernels.device import DEVICE
-from pluribus import FinishReason, Generation, SamplingParams
+from pluribus import FinishReason, Generation
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.graphs import Graphs
+from pluribus.cuda.prefilling import Work
 from pluribus.cuda.worker import CudaWorker
 from pluribus.step import Row
 
@@ -216,28 +218,70 @@ def test_few_prompts_leave_alone_who_was_prefilled_among_many() -> None:
         assert_same(generation, alone(cpu_worker(), generation))
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        replace(SEEDED, top_k=5, top_p=0.9, max_tokens=4),
-        replace(MIXTURE["penalties"], max_tokens=4, logprobs=1),
-    ],
-    ids=["ranked", "special"],
-)
-def test_what_is_captured_on_demand_runs_nobody(
-    monkeypatch: pytest.MonkeyPatch, params: SamplingParams
-) -> None:
-    if DEVICE.type == "cpu":
-        capture = Graphs.capture
+def watch_captures(worker: TinyWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return what is captured from now on, by key; no text's keys and values may change by it."""
+    captured: list[Any] = []
+    capture = Graphs.capture
+    texts = worker.store._pool[..., : SHAPE.num_tokens, :]
 
-        def run_first(graphs: Graphs[Any], key: Any) -> None:
+    def watch(graphs: Graphs[Any], key: Any) -> None:
+        before = texts.clone()
+        if DEVICE.type == "cpu":
             graphs._run(key)  # as capturing a graph does
-            capture(graphs, key)
+        capture(graphs, key)
+        assert texts.equal(before), f"capturing {key} has written into somebody's text"
+        captured.append(key)
 
-        monkeypatch.setattr(Graphs, "capture", run_first)
+    monkeypatch.setattr(Graphs, "capture", watch)
+    return captured
+
+
+def test_a_prompt_that_is_captured_on_demand_runs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine(worker := TinyWorker(), max_batch_tokens=16)
+    captured = watch_captures(worker, monkeypatch)
+    first = ask(1, PROMPT[:8], replace(GREEDY, max_tokens=12))
+    second = ask(2, range(3, 15), GREEDY)
+    with small_sizes():
+        core.add(first)
+        core.step()
+    run(core, [second])
+    assert captured == [Work(16, is_mixed=True)]
+    for generation in (first, second):
+        assert_same(generation, alone(cpu_worker(), generation))
+
+
+def test_layers_that_are_captured_on_demand_run_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose slots the last pass had are gone by then, and their blocks are another's."""
+    core = engine(worker := TinyWorker(), max_batch_tokens=16, num_tokens=32)
+    captured = watch_captures(worker, monkeypatch)
+    gone = [ask(number, PROMPT[:8], replace(GREEDY, max_tokens=8)) for number in range(2)]
+    with small_sizes():
+        for generation in gone:
+            core.add(generation)
+        for _ in range(4):
+            core.step()
+        for generation in gone:
+            core.finish(generation)
+    special = ask(2, range(3, 30), replace(GREEDY, max_tokens=4, frequency_penalty=0.4))
+    run(core, [special])
+    assert 1 in captured
+    assert_same(special, alone(cpu_worker(), special))
+
+
+def test_who_follows_a_special_row_in_its_slot_is_as_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     worker = TinyWorker()
-    run(core := engine(worker), generations := [ask(1, PROMPT[:3], params), ask(2, [2], GREEDY)])
-    assert core.num_steps == 7
-    for generation in generations:
-        assert_same(alone(worker, generation), generation)
-    assert_same(generations[1], alone(cpu_worker(), generations[1]))
+    core = engine(worker)
+    run(core, [ask(1, PROMPT[:3], MIXTURE["penalties"])])
+    replayed: list[Graphs[Any]] = []
+    replay = Graphs.replay
+
+    def note(graphs: Graphs[Any], key: Any, times: int = 1) -> None:
+        replayed.append(graphs)
+        replay(graphs, key, times)
+
+    monkeypatch.setattr(Graphs, "replay", note)
+    run(core, [ask(2, PROMPT[:3], GREEDY)])
+    assert replayed
+    assert worker._decoding._layers not in replayed

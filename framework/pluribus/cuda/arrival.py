@@ -26,6 +26,16 @@ class Arrivals:
         """Return the point that the device's work has now come to."""
         return Arrival(self).mark()
 
+    def nothing(self) -> Callable[[], StepResult]:
+        """Return what waits for work of which there is nothing to tell."""
+        arrived = self.mark()
+
+        def read() -> StepResult:
+            arrived.wait()
+            return StepResult(())
+
+        return read
+
     def bring(self, outcome: Outcome) -> Callable[[], StepResult]:
         """Copy an outcome to the host as soon as it is there; return what waits for just that."""
         copied = outcome.to(torch.device("cpu"), non_blocking=True)

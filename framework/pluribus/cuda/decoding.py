@@ -20,7 +20,8 @@ from pluribus.step import Row, StepResult
 
 MAX_PASSES = 8
 SECONDS_OF_PASSES = 0.004
-"""What passes of one step should take together: new generations wait for no longer than that."""
+"""What passes of one step should take together. New generations wait for the step under way, and
+for one more where the host runs ahead."""
 
 
 class Decoding:

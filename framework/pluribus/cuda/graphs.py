@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -40,7 +41,7 @@ class GraphPool:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def rehearse(self, runs: Iterable[Callable[[], None]]) -> None:
-        """Have the kernels of this work compiled, all side by side; none of them is launched."""
+        """Have the kernels of this work compiled, all side by side; none of ours is launched."""
         if not self._is_cuda:
             return
         started = time.monotonic()
@@ -72,8 +73,11 @@ class GraphPool:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 run()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong first is what there is to say
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
     def trim(self) -> None:

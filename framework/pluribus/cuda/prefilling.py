@@ -78,7 +78,7 @@ class Prefilling:
         self._fill(work, packed, sampling)
         self._layers.replay(work)
         if not sampling:
-            return lambda: StepResult(())
+            return self._rank.arrivals.nothing()
         samplers = [rows[index] for index in sampling]
         if self._rank.is_special(samplers):
             assert self._ends is not None, "layers leave what they return"

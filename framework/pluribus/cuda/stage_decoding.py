@@ -34,6 +34,7 @@ class StageDecoding:
         self._share = share
         num_rows = self._padding = rank.state.padding
         self._columns = torch.zeros(2, num_rows, dtype=torch.int64, device=rank.device)
+        self._columns[0] = self._padding
         # Apart, or rows that pad would go round and round, and grow with every pass.
         self._received = torch.zeros(num_rows, hidden_size, dtype=dtype, device=rank.device)
         self._sent = torch.zeros_like(self._received)

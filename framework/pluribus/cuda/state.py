@@ -37,9 +37,10 @@ class CudaSlotState(SlotState):
         # One row of each table for a parameter, so that a step's admissions are a write each.
         self._floats = torch.zeros(6, num_slots, device=device)
         self._ints = torch.zeros(6 + NUM_ENDS, num_slots, dtype=torch.int64, device=device)
-        temperature, top_p, min_p, self.repetition, self.presence, self.frequency = self._floats
-        seed, top_k, position, is_over, last, self.prompt_length = self._ints[:6]
-        self.choices = Choices(temperature, top_k, top_p, min_p, seed)
+        self.temperature, self.top_p, self.min_p, *penalties = self._floats
+        self.repetition, self.presence, self.frequency = penalties
+        self.seed, self.top_k, position, is_over, last, self.prompt_length = self._ints[:6]
+        self.choices = Choices(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
         self.texts = Texts(self.tokens, position, self._ints[6:], last, is_over)
 
     def admit_all(self, admissions: Sequence[Admission]) -> None:

@@ -25,7 +25,7 @@ from pluribus.engine.messages import (
     Stop,
     Submit,
 )
-from pluribus.errors import PluribusError, RequestError
+from pluribus.errors import PluribusError, RequestError, describe
 from pluribus.generation import Generation
 from pluribus.interfaces import Progress
 
@@ -59,7 +59,7 @@ def run_engine(channel: EngineChannel, start_core: Callable[[Progress], EngineCo
         if not is_final:
             logger.exception("the engine died")
         with contextlib.suppress(ChannelClosed):
-            channel.send(Died(_describe(error), is_final))
+            channel.send(Died(describe(error), is_final))
     finally:
         channel.close()
 
@@ -177,8 +177,3 @@ def _beating(channel: EngineChannel) -> Iterator[Callable[[EngineCore], None]]:
     finally:
         ended.set()
         thread.join()
-
-
-def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PluribusError) else f"{type(error).__name__}: {text}"

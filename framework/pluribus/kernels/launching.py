@@ -49,7 +49,9 @@ def _kind(arg: object) -> Hashable:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Compile kernels side by side in place of launching them, and load them: nothing is written.
+    """Compile kernels side by side in place of launching them, and load them: they write nothing.
+
+    What torch itself launches meanwhile does run.
 
     One after another, as they are launched for the first time, they take many times as long.
     """

@@ -22,7 +22,7 @@ from pluribus import assembly, rank_worker
 from pluribus import config as conf
 from pluribus.engine.channel import Channel, ChannelClosed
 from pluribus.engine.process import die_with_the_parent, preload
-from pluribus.errors import PluribusError
+from pluribus.errors import PluribusError, describe
 from pluribus.interfaces import Executor
 from pluribus.logs import configure_logging
 from pluribus.parallel.messages import (
@@ -77,9 +77,8 @@ def main() -> None:
 
 
 def _last_words(error: BaseException) -> RankDied:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     is_bug = not isinstance(error, PluribusError)
-    return RankDied(reason, "".join(traceback.format_exception(error)) if is_bug else "")
+    return RankDied(describe(error), "".join(traceback.format_exception(error)) if is_bug else "")
 
 
 def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
