@@ -205,3 +205,33 @@ def test_scores_of_any_size_leave_numbers() -> None:
         where = (setting.texts, slots, positions)
         attended = decode((query * scale, key, value), setting.pool.clone(), *where, splits)
         assert attended.isfinite().all()
+
+
+def test_a_pool_may_have_more_numbers_than_int32_counts() -> None:
+    """What lies at its end is found and written as in a pool that has nothing else."""
+    num_heads, head_dim, num_own = 3, 64, 4 * BLOCK_SIZE
+    num_tokens = (1 << 30) // head_dim + num_own
+    try:  # most of it is never touched: a CPU gives no memory for that
+        large = torch.empty(2, num_heads, num_tokens, head_dim, dtype=torch.float16, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f"no 12 GiB can be had: {error}")
+    assert large[0, -1].storage_offset() > 1 << 31  # and each half has more
+    setting = Setting(num_heads, head_dim, torch.float16)
+    small = setting.random(2, num_heads, num_own, head_dim)
+    large[:, :, -num_own:] = small
+    table = torch.arange(4, dtype=torch.int32, device=DEVICE)[None]
+    decoding, prompt = setting.qkv(1), setting.qkv(5)
+    slots, positions = numbers(0, 0, 0, 0, 0), numbers(2, 3, 4, 5, 6)
+    tiles = Tiles(numbers(0), numbers(5), numbers())
+    found = []
+    for pool in (small, large):
+        texts = Texts(table + (pool.shape[2] - num_own) // BLOCK_SIZE, BLOCK_SIZE)
+        splits = Splits.make(1, num_heads, head_dim, 1, DEVICE)
+        alone, many = torch.empty_like(decoding[0]), torch.empty_like(prompt[0])
+        one = decode(decoding, pool, texts, numbers(0), numbers(7), splits)
+        decode_alone(decoding, pool, texts, numbers(0), numbers(8), numbers(0), alone)
+        write(*prompt[1:], pool, texts, slots, positions)
+        prefill(prompt[0], pool, texts, slots, positions, tiles, many)
+        found.append((one, alone, many, pool[:, :, -num_own:]))
+    for of_small, of_large in zip(*found, strict=True):
+        assert of_large.equal(of_small)

@@ -25,11 +25,13 @@ from gpu.tiny import (
 )
 from kernels.device import DEVICE
 from pluribus import FinishReason, Generation
+from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.graphs import Graphs
 from pluribus.cuda.prefilling import Work
 from pluribus.cuda.worker import CudaWorker
 from pluribus.step import Row
+from pluribus_caches.kv.cuda_store import CudaPagedStore
 
 MIXTURE = {
     "greedy": GREEDY,
@@ -218,11 +220,30 @@ def test_few_prompts_leave_alone_who_was_prefilled_among_many() -> None:
         assert_same(generation, alone(cpu_worker(), generation))
 
 
+def test_a_chunk_of_a_prompt_is_waited_for_like_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Arrival] = []
+    wait = Arrival.wait
+
+    def note(arrival: Arrival) -> None:
+        waits.append(arrival)
+        wait(arrival)
+
+    monkeypatch.setattr(Arrival, "wait", note)
+    core = engine(TinyWorker())
+    core.add(ask(1, PROMPT, GREEDY))
+    with small_sizes():
+        assert core.step() == []
+    assert len(waits) == 1
+    run(core, [])
+
+
 def watch_captures(worker: TinyWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return what is captured from now on, by key; no text's keys and values may change by it."""
     captured: list[Any] = []
     capture = Graphs.capture
-    texts = worker.store._pool[..., : SHAPE.num_tokens, :]
+    store = worker.store
+    assert isinstance(store, CudaPagedStore)
+    texts = store._pool[..., : SHAPE.num_tokens, :]
 
     def watch(graphs: Graphs[Any], key: Any) -> None:
         before = texts.clone()
