@@ -40,7 +40,8 @@ def linear(
         has_zeros: whether many of x's numbers are 0, as after ReLU.
     """
     if x.is_cuda and x.dtype in HALVES:
-        from pluribus.kernels.linear import few_rows_config, few_rows_linear, is_column_major
+        from pluribus.kernels.linear import few_rows_linear, is_column_major
+        from pluribus.kernels.linear_config import few_rows_config
         from pluribus.kernels.sparse_linear import skips_zeros, sparse_linear
 
         if has_zeros and not relu and skips_zeros(len(x), weight):
@@ -78,7 +79,8 @@ def scaled_linear(
     """
     if not x.is_cuda:
         return quantized.scaled_linear(x, weight, scale, bias, relu=relu)
-    from pluribus.kernels.linear import eight_bit_config, few_rows_linear
+    from pluribus.kernels.linear import few_rows_linear
+    from pluribus.kernels.linear_config import eight_bit_config
     from pluribus.kernels.quantized import dequantize
 
     if x.dtype in HALVES and (config := eight_bit_config(len(x), *weight.shape)):

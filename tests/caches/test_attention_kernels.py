@@ -10,15 +10,9 @@ from torch import Tensor
 
 from kernels.device import DEVICE
 from pluribus.interfaces.device_store import Tiles
-from pluribus_caches.kernels.attention import (
-    TILE,
-    Splits,
-    Texts,
-    decode,
-    decode_alone,
-    prefill,
-    write,
-)
+from pluribus_caches.kernels.decode_attention import Splits, decode, decode_alone
+from pluribus_caches.kernels.prefill_attention import TILE, prefill
+from pluribus_caches.kernels.texts import Texts, write
 
 NUM_SLOTS = 5
 BLOCK_SIZE = 4

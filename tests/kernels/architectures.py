@@ -25,6 +25,7 @@ from pluribus.kernels import (
     all_reduce,
     launching,
     linear,
+    linear_config,
     norm,
     passes,
     quantized,
@@ -32,7 +33,8 @@ from pluribus.kernels import (
     sparse_linear,
 )
 from pluribus.kernels.passes import Rows
-from pluribus_caches.kernels import attention
+from pluribus_caches.kernels import decode_attention, prefill_attention
+from pluribus_caches.kernels.texts import Texts, write
 
 HALF = torch.float16
 CPU = torch.device("cpu")
@@ -66,7 +68,7 @@ def pretend(capability: int, shared_memory: int) -> None:
     is_early = capability >= 90
     early = {"EARLY": True, "launch_pdl": True} if is_early else {"EARLY": False}
     replace(launching, "_early", lambda device: early)
-    processor = linear.Multiprocessor(capability // 10, shared_memory)
+    processor = linear_config.Multiprocessor(capability // 10, shared_memory)
     replace(linear, "_processor", lambda device: processor)
     replace(quantized, "_has_float8", lambda device: capability >= 89)
 
@@ -86,7 +88,7 @@ def run_linears(hidden_size: int) -> None:
     shapes = ((3, 1), (1, 1), (4, 1), (1, 4))
     for (out, in_), num_rows, dtype in itertools.product(shapes, (1, 20, 64), dtypes):
         rows, columns = out * hidden_size, in_ * hidden_size
-        choose = linear.few_rows_config if dtype == HALF else linear.eight_bit_config
+        choose = linear_config.few_rows_config if dtype == HALF else linear_config.eight_bit_config
         if config := choose(num_rows, rows, columns):
             weight, scale = torch.empty(rows, columns, dtype=dtype), torch.empty(rows)
             linear.few_rows_linear(
@@ -100,7 +102,7 @@ def run_linears(hidden_size: int) -> None:
     for (out, in_), num_rows in itertools.product(shapes, (1, 20)):
         rows, columns = out * hidden_size, in_ * hidden_size
         x, weight, bias = halves(num_rows, columns), halves(columns, rows).t(), halves(rows)
-        config = linear.few_rows_config(num_rows, rows, columns, by_columns=True)
+        config = linear_config.few_rows_config(num_rows, rows, columns, by_columns=True)
         assert config
         linear.few_rows_linear(x, weight, bias, relu=out == 4, config=config)
         if in_ == 4:
@@ -125,16 +127,16 @@ def run_norms(hidden_size: int) -> None:
 def run_attention(num_heads: int, head_dim: int) -> None:
     """Ask for all that a KV store launches."""
     pool = halves(2, num_heads, 1024, head_dim)
-    texts = attention.Texts(torch.zeros(NUM_SLOTS + 1, 64, dtype=torch.int32), 32)
+    texts = Texts(torch.zeros(NUM_SLOTS + 1, 64, dtype=torch.int32), 32)
     for num_rows in (1, NUM_SLOTS):
         query, key, value = halves(num_rows, 3, num_heads, head_dim).unbind(1)
         places = INTEGERS[:num_rows], INTEGERS[:num_rows]
-        splits = attention.Splits.make(num_rows, num_heads, head_dim, 264, CPU)
-        out = attention.decode((query, key, value), pool, texts, *places, splits)
+        splits = decode_attention.Splits.make(num_rows, num_heads, head_dim, 264, CPU)
+        out = decode_attention.decode((query, key, value), pool, texts, *places, splits)
     tiles = Tiles(INTEGERS[:1], INTEGERS[:1], INTEGERS[:1])
-    attention.write(key, value, pool, texts, *places)
-    attention.decode_alone((query, key, value), pool, texts, *places, tiles.alone, out)
-    attention.prefill(query, pool, texts, *places, tiles, out)
+    write(key, value, pool, texts, *places)
+    decode_attention.decode_alone((query, key, value), pool, texts, *places, tiles.alone, out)
+    prefill_attention.prefill(query, pool, texts, *places, tiles, out)
 
 
 def run_passes() -> None:

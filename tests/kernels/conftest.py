@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pluribus.kernels import linear
+from pluribus.kernels import linear, linear_config
 
 
 @pytest.fixture(params=[9, 8], ids=["copied", "loaded"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as devices do that copy tiles by themselves, and as others."""
-    processor = linear.Multiprocessor(request.param, linear.H100.shared_memory)
+    processor = linear_config.Multiprocessor(request.param, linear_config.H100.shared_memory)
     monkeypatch.setattr(linear, "_processor", lambda device: processor)

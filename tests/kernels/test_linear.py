@@ -15,15 +15,8 @@ from kernels.device import DEVICE
 from kernels.layouts import by_columns
 from pluribus import ops
 from pluribus.kernels import linear
-from pluribus.kernels.linear import (
-    MAX_ROWS,
-    NUM_PROCESSORS,
-    Config,
-    arranged,
-    few_rows_config,
-    few_rows_linear,
-    is_column_major,
-)
+from pluribus.kernels.linear import arranged, few_rows_linear, is_column_major
+from pluribus.kernels.linear_config import H100, MAX_ROWS, NUM_PROCESSORS, Config, few_rows_config
 
 CONFIGS = [Config(32, 32, 4, 3), Config(16, 16, 4, 3, splits=4)]
 """With tiles smaller than any that are shipped; one of them leaves splits without work."""
@@ -99,7 +92,7 @@ def test_any_shape_has_tiles_that_the_compiler_takes(
     sizes = (config.outputs, config.inputs, config.num_warps, config.splits)
     assert all(number.bit_count() == 1 for number in sizes)
     rows = 16 if num_rows <= 16 else 64
-    assert linear.H100.num_stages(config, rows, 2) == config.num_stages
+    assert H100.num_stages(config, rows, 2) == config.num_stages
     assert config.splits <= 4
     assert config.splits == 1 or out_features <= config.outputs * NUM_PROCESSORS
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from kernels.device import DEVICE
 from pluribus import ops
 from pluribus.kernels import quantized as kernels
-from pluribus.kernels.linear import (
+from pluribus.kernels.linear import few_rows_linear
+from pluribus.kernels.linear_config import (
     H100,
     MAX_ROWS,
     NUM_PROCESSORS,
     Config,
     eight_bit_config,
-    few_rows_linear,
 )
 from pluribus.kernels.quantized import dequantize
 from pluribus.quantized import DTYPES, quantize, scale_for

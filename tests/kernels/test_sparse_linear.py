@@ -12,7 +12,8 @@ from torch import Tensor
 from kernels.device import DEVICE
 from kernels.layouts import by_columns
 from pluribus import ops
-from pluribus.kernels.linear import COLUMN_MAJOR, NUM_PROCESSORS, Config, counters, few_rows_linear
+from pluribus.kernels.linear import counters, few_rows_linear
+from pluribus.kernels.linear_config import COLUMN_MAJOR, NUM_PROCESSORS, Config
 from pluribus.kernels.sparse_linear import skips_zeros, sparse_linear
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress
+from collections.abc import Iterable, Sequence
 
 from pluribus.engine.messages import Output, Stats, Timing
 from pluribus.engine.plan import check_plan, check_repeats, check_start
 from pluribus.engine.rotation import Rotation
+from pluribus.engine.running import Running, StepUnderWay, begin, cut, keep, without_partial_prompts
 from pluribus.errors import RequestError
-from pluribus.generation import Batch, FinishReason, Generation, SamplingParams, TokenLogprobs
+from pluribus.generation import Batch, Generation, SamplingParams, TokenLogprobs
 from pluribus.interfaces import Batcher, Executor, KVLedger
 from pluribus.step import Admission, Row, Step, StepResult
 
@@ -25,52 +24,6 @@ class Observer:
 
     def generation_finished(self, generation: Generation) -> None:
         """Observe a generation that ended by itself."""
-
-
-@dataclass(eq=False, slots=True)
-class Running:
-    """What the engine keeps of a generation.
-
-    Times are seconds on the monotonic clock.
-
-    Attributes:
-        ends: ids that end it.
-        is_free: whether it may take part in any number of passes: its prompt is computed, and
-            its params are not in the way.
-        passes_before, rows_before: that the engine had submitted in all when it started.
-    """
-
-    generation: Generation
-    arrived: float
-    ends: frozenset[int]
-    is_free: bool = False
-    started: float = 0.0
-    first_token: float = 0.0
-    passes_before: int = 0
-    rows_before: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StepUnderWay:
-    """A step that has been submitted and whose result has not been read.
-
-    Attributes:
-        members: whose rows there are, in row order.
-        sampling: those of them whose rows sample.
-    """
-
-    batch: Batch
-    members: Sequence[Running]
-    sampling: Sequence[Running]
-    rows: tuple[Row, ...]
-    passes: int
-    result: Callable[[], StepResult]
-    submitted: float
-
-    @property
-    def scoring(self) -> Iterator[Running]:
-        """Whose rows score, in row order."""
-        return compress(self.members, [row.scores for row in self.rows])
 
 
 class EngineCore:
@@ -209,7 +162,7 @@ class EngineCore:
         self.num_steps += 1
         submitted = time.monotonic()
         result = self.executor.submit(step)
-        sampling = _without_partial_prompts(members, bound)
+        sampling = without_partial_prompts(members, bound)
         return StepUnderWay(batch, members, sampling, rows, passes, result, submitted)
 
     def _passes(self, batch: Batch, bound: Sequence[Generation]) -> int:
@@ -321,13 +274,13 @@ class EngineCore:
     def _take(self, member: Running, tokens: tuple[int, ...], told: TokenLogprobs | None) -> Output:
         """Take one's tokens, whatever comes with them; return what is to be reported."""
         generation = member.generation
-        tokens = _cut(generation, tokens, member.ends)
+        tokens = cut(generation, tokens, member.ends)
         generation.tokens += tokens
         return Output(
             generation.id,
             tokens,
-            () if told is None else _keep(generation, told),
-            () if member.first_token else _begin(member),
+            () if told is None else keep(generation, told),
+            () if member.first_token else begin(member),
             generation.finish_reason,
             None if generation.finish_reason is None else self._conclude(member),
         )
@@ -348,37 +301,3 @@ class EngineCore:
     def _mean_batch_size(self, member: Running) -> float:
         num_rows = self._num_rows - member.rows_before
         return num_rows / (self._num_passes - member.passes_before)
-
-
-def _without_partial_prompts(
-    members: Sequence[Running], bound: Collection[Generation]
-) -> Sequence[Running]:
-    """Return all but those of ``bound`` whose prompts go on, which are seldom any."""
-    partial = {g for g in bound if g.num_scheduled < len(g.prompt)}
-    return [m for m in members if m.generation not in partial] if partial else members
-
-
-def _cut(generation: Generation, tokens: tuple[int, ...], ends: Collection[int]) -> tuple[int, ...]:
-    """Note why an answer ends with these tokens, if it does; return which are part of it."""
-    num_left = generation.params.max_tokens - len(generation.tokens)
-    tokens = tokens[:num_left]
-    for at, token in enumerate(tokens):
-        if token in ends:
-            generation.finish_reason = FinishReason.STOP
-            return tokens[:at]
-    if len(tokens) == num_left:
-        generation.finish_reason = FinishReason.LENGTH
-    return tokens
-
-
-def _keep(generation: Generation, told: TokenLogprobs) -> tuple[TokenLogprobs, ...]:
-    """Keep what is told of a token, the one that ends the answer included; return it."""
-    kept = (told,) if generation.params.max_tokens else ()
-    generation.logprobs += kept
-    return kept
-
-
-def _begin(member: Running) -> tuple[TokenLogprobs, ...]:
-    """Note when the first token came; return what was told of the prompt meanwhile."""
-    member.first_token = time.monotonic()
-    return tuple(member.generation.prompt_logprobs)

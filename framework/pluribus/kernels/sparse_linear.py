@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.kernels.launching import early, follow, launch
-from pluribus.kernels.linear import NUM_PROCESSORS, arrive, counters, is_column_major
+from pluribus.kernels.linear import arrive, counters, is_column_major
+from pluribus.kernels.linear_config import NUM_PROCESSORS
 
 OUTPUTS, INPUTS = 64, 128
 """Of a tile of weights."""

@@ -12,15 +12,9 @@ from pluribus import Admission, KVShape, Row, TokenLayout
 from pluribus.cuda.packing import PackedRows
 from pluribus.interfaces.device_store import DeviceKVStore, Tiles
 from pluribus.kernels.upload import upload
-from pluribus_caches.kernels.attention import (
-    TILE,
-    Splits,
-    Texts,
-    decode,
-    decode_alone,
-    prefill,
-    write,
-)
+from pluribus_caches.kernels.decode_attention import Splits, decode, decode_alone
+from pluribus_caches.kernels.prefill_attention import TILE, prefill
+from pluribus_caches.kernels.texts import Texts, write
 
 NUM_PROGRAMS = 2048
 """What keeps a device of 132 multiprocessors busy."""

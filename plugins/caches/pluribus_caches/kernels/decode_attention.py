@@ -1,10 +1,4 @@
-"""Attention over a paged KV cache on CUDA devices, in Triton.
-
-The pool of one layer is [2, heads, tokens, head_dim]: keys, then values. A text's tokens lie in
-blocks of the pool that its row of the block table names. Every grid is fixed by the shapes alone
-and lengths are read on the device, so that a launch can be captured and replayed while texts grow.
-Programs begin in the order of rows: with the longest text first, all end at about the same time.
-"""
+"""Attention of one token a row over a paged KV cache on CUDA devices, in Triton."""
 
 from __future__ import annotations
 
@@ -15,30 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pluribus.interfaces.device_store import Tiles
 from pluribus.kernels.launching import early, follow, launch
-
-TILE = 64
-"""Tokens of a prompt that one program attends with."""
-NARROWEST = 16
-"""What tensor cores multiply, at least."""
-NOTHING = tl.constexpr(-1.0e30)
-"""Less than any score, and still a number: its differences are."""
-LOG2_E = tl.constexpr(1.4426950408889634)
-"""exp(x) is exp2(x * LOG2_E), which the hardware has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Where texts lie.
-
-    Attributes:
-        table: block numbers, int32, [num_slots, max_blocks].
-        block_size: tokens of a block.
-    """
-
-    table: Tensor
-    block_size: int
+from pluribus_caches.kernels.texts import LOG2_E, NOTHING, Texts, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +71,7 @@ def decode(
         (splits.count, num_heads, num_rows),
         *qkv,
         query.stride(0),
-        *_places(pool, texts, slots, positions),
+        *places(pool, texts, slots, positions),
         splits.partial,
         splits.arrived,
         out,
@@ -115,12 +87,6 @@ def decode(
         **early(query),
     )
     return out
-
-
-def _places(pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor) -> tuple[object, ...]:
-    """Return what says to a kernel where tokens lie."""
-    table = texts.table
-    return pool, pool.shape[2], table, table.stride(0), slots, positions
 
 
 @triton.jit
@@ -243,7 +209,7 @@ def decode_alone(
         (num_heads, len(alone)),
         *qkv,
         query.stride(0),
-        *_places(pool, texts, slots, positions),
+        *places(pool, texts, slots, positions),
         alone,
         out,
         head_dim**-0.5,
@@ -274,145 +240,3 @@ def _decode_alone(
         out, out, out, scale,
         HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, TILE, 1,
     )  # fmt: skip
-
-
-def write(
-    key: Tensor, value: Tensor, pool: Tensor, texts: Texts, slots: Tensor, positions: Tensor
-) -> None:
-    """Write keys and values into the pool.
-
-    Args:
-        key, value: [num_tokens, num_heads, head_dim] with unit last stride and equal strides.
-        pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
-        texts: where each slot's text lies.
-        slots, positions: of each token, int64, [num_tokens].
-    """
-    num_tokens, num_heads, head_dim = key.shape
-    launch(
-        _write,
-        (num_tokens,),
-        key,
-        value,
-        key.stride(0),
-        *_places(pool, texts, slots, positions),
-        HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        HEADS_WIDTH=triton.next_power_of_2(num_heads),
-        WIDTH=triton.next_power_of_2(head_dim),
-        BLOCK_SIZE=texts.block_size,
-        num_warps=4,
-    )
-
-
-@triton.jit
-def _write(
-    key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEADS_WIDTH: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    position = tl.load(positions + row)
-    blocks = table + tl.load(slots + row) * table_stride
-    block = tl.load(blocks + position // BLOCK_SIZE).to(tl.int64)
-    head = tl.arange(0, HEADS_WIDTH)[:, None]
-    dim = tl.arange(0, WIDTH)[None, :]
-    mask = (head < HEADS) & (dim < HEAD_DIM)
-    token = block * BLOCK_SIZE + position % BLOCK_SIZE
-    to = pool + (head * pool_tokens.to(tl.int64) + token) * HEAD_DIM + dim
-    of = row * row_stride + head * HEAD_DIM + dim
-    tl.store(to, tl.load(key + of, mask=mask), mask=mask)
-    to += HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
-    tl.store(to, tl.load(value + of, mask=mask), mask=mask)
-
-
-def prefill(
-    query: Tensor,
-    pool: Tensor,
-    texts: Texts,
-    slots: Tensor,
-    positions: Tensor,
-    tiles: Tiles,
-    out: Tensor,
-) -> None:
-    """Attend with many tokens a row, each to its text up to itself; all of it is in the pool.
-
-    Args:
-        query: not scaled, [num_tokens, num_heads, head_dim] with unit last stride.
-        pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
-        texts: where each slot's text lies.
-        slots, positions: of each token, int64, [num_tokens].
-        tiles: of the tokens.
-        out: where results go, [num_tokens, num_heads, head_dim].
-    """
-    _, num_heads, head_dim = query.shape
-    width = max(NARROWEST, triton.next_power_of_2(head_dim))
-    launch(
-        _prefill,
-        (num_heads, len(tiles.starts)),
-        query,
-        query.stride(0),
-        *_places(pool, texts, slots, positions),
-        tiles.starts,
-        tiles.ends,
-        out,
-        head_dim**-0.5,
-        HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        WIDTH=width,
-        BLOCK_SIZE=texts.block_size,
-        TILE=TILE,
-        KEYS=64,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=2,
-    )
-
-
-@triton.jit
-def _prefill(
-    query, row_stride, pool, pool_tokens, table, table_stride, slots, positions, starts, ends, out,
-    scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    head = tl.program_id(0)
-    tile = tl.program_id(1)
-    start = tl.load(starts + tile)
-    index = start + tl.arange(0, TILE)
-    end = tl.load(ends + tile)
-    if start >= end:
-        return
-    is_mine = index < end
-    blocks = table + tl.load(slots + start) * table_stride
-    position = tl.load(positions + index, mask=is_mine, other=-1).to(tl.int32)
-    length = tl.max(position, 0) + 1
-    dim = tl.arange(0, WIDTH)
-    is_dim = dim < HEAD_DIM
-    mask = is_mine[:, None] & is_dim[None, :]
-    query_at = index.to(tl.int64)[:, None] * row_stride + head * HEAD_DIM + dim[None, :]
-    q = tl.load(query + query_at, mask=mask, other=0.0)
-    keys = pool + head.to(tl.int64) * pool_tokens * HEAD_DIM
-    values = keys + HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
-    highest = tl.full((TILE,), NOTHING, tl.float32)
-    weight_sum = tl.zeros((TILE,), tl.float32)
-    total = tl.zeros((TILE, WIDTH), tl.float32)
-    inside = tl.arange(0, KEYS)
-    for first in range(0, length, KEYS):
-        token = first + inside
-        is_token = token < length
-        block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
-        at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
-        both = is_token[:, None] & is_dim[None, :]
-        k = tl.load(keys + at, mask=both, other=0.0)
-        v = tl.load(values + at, mask=both, other=0.0)
-        score = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2_E)
-        score = tl.where(token[None, :] <= position[:, None], score, NOTHING)
-        new_highest = tl.maximum(highest, tl.max(score, 1))
-        shrink = tl.exp2(highest - new_highest)
-        weight = tl.exp2(score - new_highest[:, None])
-        weight_sum = weight_sum * shrink + tl.sum(weight, 1)
-        weight = weight.to(v.dtype)
-        total = tl.dot(weight, v, total * shrink[:, None], input_precision=PRECISION)
-        highest = new_highest
-    out_at = index.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dim[None, :]
-    tl.store(out + out_at, (total / weight_sum[:, None]).to(out.dtype.element_ty), mask=mask)
