@@ -1,0 +1,224 @@
+"""What attention and linears take on a CUDA device, beside what copying and cuBLAS take.
+
+    python benchmarks/kernels.py [attention] [linears] [--models opt-6.7b] [--rows 8 64 256]
+
+``attention`` decodes a token for each row over paged keys and values, and compares the bytes a
+second that it reads with those that a copy on the device reads and writes. ``linears`` computes a
+layer's norms and four linears as the network does, and again with cuBLAS for all of them. Layers
+are different ones, too many for the cache; both sides are replayed from graphs, by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pluribus import ops
+from pluribus.kernels.launching import compiling
+from pluribus_caches.kernels.decode_attention import Splits, decode
+from pluribus_caches.kernels.texts import Texts
+from pluribus_caches.kv.cuda_store import NUM_PROGRAMS
+from pluribus_opt.config import SIZES, OPTConfig
+
+PARTS = ("attention", "linears")
+BLOCK_SIZE = 16
+CACHE_BYTES = 400 << 20
+"""That layers have together, at least: eight times the cache of an H100."""
+EPS = 1e-5
+MICRO, GIGA = 1e6, 1e9
+
+Run = Callable[[], object]
+Linear = Callable[..., Tensor]
+
+
+class Device:
+    """Makes tensors of a dtype on the device, and times what runs there.
+
+    Args:
+        dtype: of weights, keys and values.
+        repeats: that a time is the median of.
+    """
+
+    def __init__(self, dtype: torch.dtype, repeats: int) -> None:
+        self.device = torch.device("cuda")
+        self.dtype = dtype
+        self._repeats = repeats
+
+    def random(self, *size: int, scale: float = 1.0) -> Tensor:
+        """Return normal numbers."""
+        return torch.randn(size, device=self.device, dtype=self.dtype) * scale
+
+    def seconds(self, *runs: Run) -> list[float]:
+        """Return what each run takes, replayed, by turns."""
+        with compiling():
+            for run in runs:
+                run()
+        replays = [self._captured(run) for run in runs]
+        taken: list[list[float]] = [[] for _ in runs]
+        for _ in range(self._repeats):
+            for replay, times in zip(replays, taken, strict=True):
+                times.append(self._seconds(replay))
+        return list(map(statistics.median, taken))
+
+    def _captured(self, run: Run) -> Run:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+        return graph.replay
+
+    def _seconds(self, run: Run) -> float:
+        started, ended = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
+        started.record()
+        run()
+        ended.record()
+        ended.synchronize()
+        return float(started.elapsed_time(ended)) / 1000
+
+
+def print_attention(device: Device, arguments: argparse.Namespace) -> None:
+    """Print the bandwidth of each model's attention, by rows and tokens before each of them."""
+    print("\n| model | rows | tokens each | us a layer | GB/s | copy GB/s | of that |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    source = torch.zeros(CACHE_BYTES, dtype=torch.uint8, device=device.device)
+    target = torch.empty_like(source)
+    cases = itertools.product(arguments.models, arguments.rows, arguments.contexts)
+    for model, num_rows, num_tokens in cases:
+        num_layers, bytes_each, attend = attention(device, SIZES[model], num_rows, num_tokens)
+        ours, copy = device.seconds(attend, partial(target.copy_, source))
+        rate = num_layers * bytes_each / ours / GIGA
+        most = 2 * CACHE_BYTES / copy / GIGA
+        cells = (model, num_rows, num_tokens, f"{ours / num_layers * MICRO:.1f}")
+        print(f"| {' | '.join(map(str, cells))} | {rate:.0f} | {most:.0f} | {rate / most:.0%} |")
+
+
+def attention(
+    device: Device, config: OPTConfig, num_rows: int, num_tokens: int
+) -> tuple[int, int, Run]:
+    """Return the number of layers, the bytes of keys and values of each, and what attends.
+
+    Blocks of a text lie anywhere.
+    """
+    num_heads = config.num_attention_heads
+    head_dim = config.hidden_size // num_heads
+    width = num_tokens // BLOCK_SIZE + 1
+    num_blocks = num_rows * width
+    bytes_each = 2 * num_rows * num_tokens * config.hidden_size * device.dtype.itemsize
+    num_layers = max(2, -(-CACHE_BYTES // bytes_each))
+    pools = [
+        device.random(2, num_heads, num_blocks * BLOCK_SIZE, head_dim) for _ in range(num_layers)
+    ]
+    table = torch.randperm(num_blocks, device=device.device).to(torch.int32).view(-1, width)
+    slots = torch.arange(num_rows, device=device.device)
+    where = (Texts(table, BLOCK_SIZE), slots, torch.full_like(slots, num_tokens))
+    splits = Splits.make(num_rows, num_heads, head_dim, NUM_PROGRAMS, device.device)
+    query, key, value = device.random(num_rows, 3, num_heads, head_dim).unbind(1)
+
+    def attend() -> None:
+        for pool in pools:
+            decode((query, key, value), pool, *where, splits)
+
+    return num_layers, bytes_each, attend
+
+
+def print_linears(device: Device, arguments: argparse.Namespace) -> None:
+    """Print what the norms and linears of a layer of each model take, by rows."""
+    print("\n| model | rows | ours us | cuBLAS us | ratio |")
+    print("|---|--:|--:|--:|--:|")
+    for model in arguments.models:
+        layers = weights(device, SIZES[model].hidden_size, SIZES[model].ffn_dim)
+        packed = [[ops.packed(weight) for weight in layer] for layer in layers]
+        biases = [torch.zeros_like(weight[:, 0]) for weight in layers[0]]
+        vectors = torch.ones_like(biases[1]), biases
+        for num_rows in arguments.rows:
+            x = device.random(num_rows, SIZES[model].hidden_size)
+            ours, theirs = device.seconds(
+                partial(run_layers, packed, vectors, x, ops.linear),
+                partial(run_layers, layers, vectors, x, cublas),
+            )
+            cells = (num_rows, *(f"{t / len(layers) * MICRO:.1f}" for t in (ours, theirs)))
+            print(f"| {model} | {' | '.join(map(str, cells))} | {theirs / ours:.2f} x |")
+
+
+def weights(device: Device, hidden_size: int, ffn_dim: int) -> list[list[Tensor]]:
+    """Return the four matrices of each of enough layers."""
+    h, f = hidden_size, ffn_dim
+    shapes = ((3 * h, h), (h, h), (f, h), (h, f))
+    bytes_each = device.dtype.itemsize * sum(rows * columns for rows, columns in shapes)
+    num_layers = max(2, -(-CACHE_BYTES // bytes_each))
+    return [[device.random(*shape, scale=0.02) for shape in shapes] for _ in range(num_layers)]
+
+
+def run_layers(
+    layers: Sequence[Sequence[Tensor]],
+    vectors: tuple[Tensor, Sequence[Tensor]],
+    x: Tensor,
+    linear: Linear,
+) -> None:
+    """Run layers without their attention: what goes into each linear comes from one before.
+
+    Args:
+        layers: the four matrices of each.
+        vectors: the weight of all norms; the biases of a layer's linears, the second of which is
+            that of norms, too.
+        x: what goes into each layer, [num_rows, hidden_size].
+        linear: computes a linear.
+    """
+    size = x.shape[1]
+    ones, biases = vectors
+    for qkv, out, fc1, fc2 in layers:
+        normed = ops.add_layer_norm(x, None, ones, biases[1], EPS)[1]
+        attended = linear(normed, qkv, biases[0])[:, :size].contiguous()
+        delta = linear(attended, out, biases[1])
+        normed = ops.add_layer_norm(x, delta, ones, biases[1], EPS)[1]
+        linear(linear(normed, fc1, biases[2], relu=True), fc2, biases[3], has_zeros=True)
+
+
+def cublas(
+    x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, has_zeros: bool = False
+) -> Tensor:
+    """Return what ``ops.linear`` does, by cuBLAS."""
+    if relu:
+        return torch._addmm_activation(bias, x, weight.t())
+    return F.linear(x, weight, bias)
+
+
+def main() -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description="What kernels take on a CUDA device.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
+    parser.add_argument("--models", nargs="+", default=["opt-6.7b"], choices=SIZES)
+    parser.add_argument("--rows", nargs="+", type=int, default=[8, 64, 256])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 1024])
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        sys.exit("kernels.py times a CUDA device, and there is none")
+    device = Device(getattr(torch, arguments.dtype), arguments.repeats)
+    parts = arguments.parts or PARTS
+    with torch.inference_mode():
+        if "attention" in parts:
+            print_attention(device, arguments)
+        if "linears" in parts:
+            print_linears(device, arguments)
+
+
+if __name__ == "__main__":
+    main()
