@@ -132,7 +132,15 @@ def test_a_layer_is_the_same_on_a_cpu(relu: bool, has_bias: bool) -> None:
 @pytest.mark.parametrize("num_rows", [1, 8, 16, 17, 200])
 @pytest.mark.parametrize(
     ("out_features", "in_features"),
-    [(2304, 768), (768, 768), (768, 3072), (4096, 4096), (4096, 16384), (2048, 8192)],
+    [
+        (2304, 768),
+        (768, 768),
+        (768, 3072),
+        (4096, 4096),
+        (4096, 8192),
+        (4096, 16384),
+        (2048, 8192),
+    ],
 )
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
