@@ -12,8 +12,9 @@ from torch import Tensor
 from kernels.device import DEVICE
 from kernels.layouts import by_columns
 from pluribus import ops
-from pluribus.kernels.linear import counters, few_rows_linear
+from pluribus.kernels.linear import few_rows_linear
 from pluribus.kernels.linear_config import COLUMN_MAJOR, NUM_PROCESSORS, Config
+from pluribus.kernels.sharing import counters
 from pluribus.kernels.sparse_linear import skips_zeros, sparse_linear
 
 

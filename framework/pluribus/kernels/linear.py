@@ -20,6 +20,7 @@ from pluribus.kernels.linear_config import (
     Multiprocessor,
 )
 from pluribus.kernels.quantized import readable, widen
+from pluribus.kernels.sharing import arrive, counters
 
 ALIGNMENT = 16
 """Of inputs, where the hardware copies tiles: rows begin at a multiple of 16 bytes then."""
@@ -126,21 +127,6 @@ def _processor(device: torch.device) -> Multiprocessor:
         return H100
     properties = torch.cuda.get_device_properties(device)
     return Multiprocessor(properties.major, properties.shared_memory_per_multiprocessor)
-
-
-@cache
-def counters(device: torch.device) -> Tensor:
-    """Return how many programs of a tile are done: all 0 between launches, which take turns."""
-    return torch.zeros(NUM_PROCESSORS, dtype=torch.int32, device=device)
-
-
-@triton.jit
-def arrive(arrived, SPLITS: tl.constexpr):
-    """Return whether a tile's other programs have all stored their sums, as this one has."""
-    tl.debug_barrier()
-    is_last = tl.atomic_add(arrived, 1, sem="acq_rel") == SPLITS - 1
-    tl.debug_barrier()
-    return is_last
 
 
 @triton.jit(do_not_specialize=["num_rows"])

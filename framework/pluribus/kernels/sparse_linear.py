@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.kernels.launching import early, follow, launch
-from pluribus.kernels.linear import arrive, counters, is_column_major
+from pluribus.kernels.linear import is_column_major
 from pluribus.kernels.linear_config import NUM_PROCESSORS
+from pluribus.kernels.sharing import arrive, counters
 
 OUTPUTS, INPUTS = 64, 128
 """Of a tile of weights."""

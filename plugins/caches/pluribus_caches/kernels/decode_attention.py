@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.kernels.launching import early, follow, launch
+from pluribus.kernels.sharing import arrive
 from pluribus_caches.kernels.texts import LOG2_E, NOTHING, Texts, places
 
 
@@ -172,9 +173,7 @@ def _decode_row(
         tl.store(mine + dim, total, mask=is_dim)
         tl.store(mine + HEAD_DIM, highest)
         tl.store(mine + HEAD_DIM + 1, weight_sum)
-        tl.debug_barrier()
-        if tl.atomic_add(arrived + pair, 1, sem="acq_rel") == SPLITS - 1:
-            tl.debug_barrier()
+        if arrive(arrived + pair, SPLITS):
             tl.store(arrived + pair, 0)
             each = tl.arange(0, SPLITS)
             parts = partial + (pair * SPLITS + each) * (HEAD_DIM + 2)
