@@ -214,7 +214,7 @@ def measure_apart(
     if side == "vllm":
         paths = [arguments.vllm, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    results = []
+    results, is_whole = [], False
     with subprocess.Popen(
         [*command, *arguments.workloads],
         stdout=subprocess.PIPE,
@@ -229,15 +229,15 @@ def measure_apart(
                     results.append(Result(**json.loads(line)))
                     print(line, end="", flush=True)
                 elif line == END:
+                    is_whole = True
                     break
-            else:
-                print(f"{side} {model}: failed", file=sys.stderr, flush=True)
-                return results, False
         finally:
             # vLLM's own processes can keep it from ending.
             os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(SECONDS_TO_FREE)
-    return results, True
+    if not is_whole:
+        print(f"{side} {model}: failed", file=sys.stderr, flush=True)
+    time.sleep(SECONDS_TO_FREE)
+    return results, is_whole
 
 
 def print_table(results: Sequence[Result]) -> None:

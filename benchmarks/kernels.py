@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pluribus import ops
-from pluribus.kernels.launching import compiling
+from pluribus.cuda.arrival import Arrivals
+from pluribus.cuda.graphs import GraphPool
 from pluribus_caches.kernels.decode_attention import Splits, decode
 from pluribus_caches.kernels.texts import Texts
 from pluribus_caches.kv.cuda_store import NUM_PROGRAMS
@@ -35,7 +36,7 @@ CACHE_BYTES = 400 << 20
 EPS = 1e-5
 MICRO, GIGA = 1e6, 1e9
 
-Run = Callable[[], object]
+Run = Callable[[], None]
 Linear = Callable[..., Tensor]
 
 
@@ -58,36 +59,27 @@ class Device:
 
     def seconds(self, *runs: Run) -> list[float]:
         """Return what each run takes, replayed, by turns."""
-        with compiling():
-            for run in runs:
-                run()
-        replays = [self._captured(run) for run in runs]
+        pool = GraphPool(self.device)
+        pool.rehearse(runs)
+        replays = [pool.capture(run) for run in runs]
         taken: list[list[float]] = [[] for _ in runs]
         for _ in range(self._repeats):
             for replay, times in zip(replays, taken, strict=True):
                 times.append(self._seconds(replay))
         return list(map(statistics.median, taken))
 
-    def _captured(self, run: Run) -> Run:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
-        return graph.replay
-
     def _seconds(self, run: Run) -> float:
-        started, ended = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        started.record()
+        arrivals = Arrivals(self.device)
+        started = arrivals.mark()
         run()
-        ended.record()
-        ended.synchronize()
-        return float(started.elapsed_time(ended)) / 1000
+        ended = arrivals.mark()
+        ended.wait()
+        return ended.seconds_since(started)
+
+
+def num_layers(bytes_each: int) -> int:
+    """Return how many different layers it takes to be too many for the cache."""
+    return max(2, -(-CACHE_BYTES // bytes_each))
 
 
 def print_attention(device: Device, arguments: argparse.Namespace) -> None:
@@ -96,32 +88,29 @@ def print_attention(device: Device, arguments: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|")
     source = torch.zeros(CACHE_BYTES, dtype=torch.uint8, device=device.device)
     target = torch.empty_like(source)
+
+    def copy_once() -> None:
+        target.copy_(source)
+
     cases = itertools.product(arguments.models, arguments.rows, arguments.contexts)
     for model, num_rows, num_tokens in cases:
-        num_layers, bytes_each, attend = attention(device, SIZES[model], num_rows, num_tokens)
-        ours, copy = device.seconds(attend, partial(target.copy_, source))
-        rate = num_layers * bytes_each / ours / GIGA
+        bytes_each = 2 * num_rows * num_tokens * SIZES[model].hidden_size * device.dtype.itemsize
+        count = num_layers(bytes_each)
+        attend = attention(device, SIZES[model], num_rows, num_tokens, count)
+        ours, copy = device.seconds(attend, copy_once)
+        rate = count * bytes_each / ours / GIGA
         most = 2 * CACHE_BYTES / copy / GIGA
-        cells = (model, num_rows, num_tokens, f"{ours / num_layers * MICRO:.1f}")
+        cells = (model, num_rows, num_tokens, f"{ours / count * MICRO:.1f}")
         print(f"| {' | '.join(map(str, cells))} | {rate:.0f} | {most:.0f} | {rate / most:.0%} |")
 
 
-def attention(
-    device: Device, config: OPTConfig, num_rows: int, num_tokens: int
-) -> tuple[int, int, Run]:
-    """Return the number of layers, the bytes of keys and values of each, and what attends.
-
-    Blocks of a text lie anywhere.
-    """
-    num_heads = config.num_attention_heads
-    head_dim = config.hidden_size // num_heads
+def attention(device: Device, config: OPTConfig, num_rows: int, num_tokens: int, count: int) -> Run:
+    """Return what attends in so many layers; blocks of a text lie anywhere."""
+    num_heads, head_dim = config.num_attention_heads, config.head_dim
     width = num_tokens // BLOCK_SIZE + 1
     num_blocks = num_rows * width
-    bytes_each = 2 * num_rows * num_tokens * config.hidden_size * device.dtype.itemsize
-    num_layers = max(2, -(-CACHE_BYTES // bytes_each))
-    pools = [
-        device.random(2, num_heads, num_blocks * BLOCK_SIZE, head_dim) for _ in range(num_layers)
-    ]
+    size = (2, num_heads, num_blocks * BLOCK_SIZE, head_dim)
+    pools = [device.random(*size) for _ in range(count)]
     table = torch.randperm(num_blocks, device=device.device).to(torch.int32).view(-1, width)
     slots = torch.arange(num_rows, device=device.device)
     where = (Texts(table, BLOCK_SIZE), slots, torch.full_like(slots, num_tokens))
@@ -132,7 +121,7 @@ def attention(
         for pool in pools:
             decode((query, key, value), pool, *where, splits)
 
-    return num_layers, bytes_each, attend
+    return attend
 
 
 def print_linears(device: Device, arguments: argparse.Namespace) -> None:
@@ -159,8 +148,8 @@ def weights(device: Device, hidden_size: int, ffn_dim: int) -> list[list[Tensor]
     h, f = hidden_size, ffn_dim
     shapes = ((3 * h, h), (h, h), (f, h), (h, f))
     bytes_each = device.dtype.itemsize * sum(rows * columns for rows, columns in shapes)
-    num_layers = max(2, -(-CACHE_BYTES // bytes_each))
-    return [[device.random(*shape, scale=0.02) for shape in shapes] for _ in range(num_layers)]
+    count = num_layers(bytes_each)
+    return [[device.random(*shape, scale=0.02) for shape in shapes] for _ in range(count)]
 
 
 def run_layers(

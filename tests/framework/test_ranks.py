@@ -146,7 +146,7 @@ def test_a_rank_that_raises_is_ended_and_its_reason_told() -> None:
 
     ranks = RankProcesses(start_rank, "server: nonsense", LocalCrew(2), losses.put)
     ranks.shutdown()
-    assert re.match(r"rank 1 died: .*server", reasons[0])
+    assert re.match(r"rank 1 died: ConfigError: .*server", reasons[0])
 
 
 def test_a_rank_says_that_it_runs_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from gpu.tiny import (
     small_sizes,
 )
 from kernels.device import DEVICE
-from pluribus import FinishReason, Generation
+from pluribus import FinishReason, Generation, SamplingParams
 from pluribus.cuda.arrival import Arrival
 from pluribus.cuda.decoding import Decoding
 from pluribus.cuda.graphs import Graphs
@@ -287,6 +287,26 @@ def test_layers_that_are_captured_on_demand_run_nobody(monkeypatch: pytest.Monke
     run(core, [special])
     assert 1 in captured
     assert_same(special, alone(cpu_worker(), special))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        replace(SEEDED, top_k=5, top_p=0.9, max_tokens=4),
+        replace(MIXTURE["penalties"], max_tokens=4, logprobs=1),
+    ],
+    ids=["ranked", "special"],
+)
+def test_what_is_captured_on_demand_runs_nobody(
+    monkeypatch: pytest.MonkeyPatch, params: SamplingParams
+) -> None:
+    worker = TinyWorker()
+    watch_captures(worker, monkeypatch)
+    run(core := engine(worker), generations := [ask(1, PROMPT[:3], params), ask(2, [2], GREEDY)])
+    assert core.num_steps == 7
+    for generation in generations:
+        assert_same(alone(worker, generation), generation)
+    assert_same(generations[1], alone(cpu_worker(), generations[1]))
 
 
 def test_who_follows_a_special_row_in_its_slot_is_as_anybody(

@@ -26,26 +26,19 @@ class Arrivals:
         """Return the point that the device's work has now come to."""
         return Arrival(self).mark()
 
-    def nothing(self) -> Callable[[], StepResult]:
-        """Return what waits for work of which there is nothing to tell."""
+    def then(self, read: Callable[[], StepResult]) -> Callable[[], StepResult]:
+        """Return what waits for the work until now, and reads what came of it."""
         arrived = self.mark()
 
-        def read() -> StepResult:
+        def wait_and_read() -> StepResult:
             arrived.wait()
-            return StepResult(())
+            return read()
 
-        return read
+        return wait_and_read
 
     def bring(self, outcome: Outcome) -> Callable[[], StepResult]:
         """Copy an outcome to the host as soon as it is there; return what waits for just that."""
-        copied = outcome.to(torch.device("cpu"), non_blocking=True)
-        arrived = self.mark()
-
-        def read() -> StepResult:
-            arrived.wait()
-            return copied.read()
-
-        return read
+        return self.then(outcome.to(torch.device("cpu"), non_blocking=True).read)
 
 
 class Arrival:

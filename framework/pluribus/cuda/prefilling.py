@@ -78,7 +78,7 @@ class Prefilling:
         self._fill(work, packed, sampling)
         self._layers.replay(work)
         if not sampling:
-            return self._rank.arrivals.nothing()
+            return self._rank.arrivals.then(lambda: StepResult(()))
         samplers = [rows[index] for index in sampling]
         if self._rank.is_special(samplers):
             assert self._ends is not None, "layers leave what they return"
@@ -89,13 +89,9 @@ class Prefilling:
         self._heads.replay(size)
         answers = self._rows.answers[0, : len(sampling)]
         answers = answers.to("cpu", non_blocking=True, copy=True)
-        arrived = self._rank.arrivals.mark()
-
-        def read() -> StepResult:
-            arrived.wait()
-            return StepResult([(token,) for token in answers.tolist()])
-
-        return read
+        return self._rank.arrivals.then(
+            lambda: StepResult([(token,) for token in answers.tolist()])
+        )
 
     def _layout(self, work: Work) -> Layout:
         return Layout.make(work, self._row_sizes, self._rank.store.tile_size)

@@ -34,7 +34,7 @@ class StageDecoding:
         self._share = share
         num_rows = self._padding = rank.state.padding
         self._columns = torch.zeros(2, num_rows, dtype=torch.int64, device=rank.device)
-        self._columns[0] = self._padding
+        self._columns[0] = self._padding  # until rows come: capturing runs what no text may see
         # Apart, or rows that pad would go round and round, and grow with every pass.
         self._received = torch.zeros(num_rows, hidden_size, dtype=dtype, device=rank.device)
         self._sent = torch.zeros_like(self._received)
@@ -51,7 +51,7 @@ class StageDecoding:
     def capture(self) -> None:
         """Capture a pass of every size."""
         for size in reversed(self._sizes):
-            self._capture(size)
+            self._graphs.capture(size)
 
     def begin(self, rows: Sequence[Row]) -> Task:
         """Start a pass: tell the device which rows it has."""
@@ -86,13 +86,6 @@ class StageDecoding:
     def finish(self, task: Task, hidden: Tensor) -> Outcome:
         """Return the tokens that the last stage has chosen."""
         return Outcome(task.plan, self._chosen[: len(hidden)].clone(), None, None)
-
-    def _capture(self, size: int) -> None:
-        """Capture a pass; that runs one, which no text may see."""
-        slots, positions = self._columns
-        slots.fill_(self._padding)
-        positions.zero_()
-        self._graphs.capture(size)
 
     def _run_prompts(self) -> None:
         """Run rows of one token and of more, which attend with kernels of their own."""

@@ -20,7 +20,7 @@ def counters(device: torch.device) -> Tensor:
 
 @triton.jit
 def arrive(arrived, SPLITS: tl.constexpr):
-    """Return whether a tile's other programs have all stored their sums, as this one has."""
+    """Return whether all others that share a result have stored their part, as this one has."""
     tl.debug_barrier()
     is_last = tl.atomic_add(arrived, 1, sem="acq_rel") == SPLITS - 1
     tl.debug_barrier()

@@ -77,8 +77,9 @@ def main() -> None:
 
 
 def _last_words(error: BaseException) -> RankDied:
-    is_bug = not isinstance(error, PluribusError)
-    return RankDied(describe(error), "".join(traceback.format_exception(error)) if is_bug else "")
+    if isinstance(error, PluribusError):
+        return RankDied(f"{type(error).__name__}: {describe(error)}", "")
+    return RankDied(describe(error), "".join(traceback.format_exception(error)))
 
 
 def _run(start: StartRank, steps: queue.SimpleQueue[Step]) -> None:
