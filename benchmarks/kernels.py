@@ -83,7 +83,10 @@ def num_layers(bytes_each: int) -> int:
 
 
 def print_attention(device: Device, arguments: argparse.Namespace) -> None:
-    """Print the bandwidth of each model's attention, by rows and tokens before each of them."""
+    """Print the bandwidth of each model's attention, by rows and tokens before each of them.
+
+    Several rows have texts that are all as long, and then texts of up to twice that.
+    """
     print("\n| model | rows | tokens each | us a layer | GB/s | copy GB/s | of that |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     source = torch.zeros(CACHE_BYTES, dtype=torch.uint8, device=device.device)
@@ -93,27 +96,29 @@ def print_attention(device: Device, arguments: argparse.Namespace) -> None:
         target.copy_(source)
 
     cases = itertools.product(arguments.models, arguments.rows, arguments.contexts)
-    for model, num_rows, num_tokens in cases:
-        bytes_each = 2 * num_rows * num_tokens * SIZES[model].hidden_size * device.dtype.itemsize
-        count = num_layers(bytes_each)
-        attend = attention(device, SIZES[model], num_rows, num_tokens, count)
-        ours, copy = device.seconds(attend, copy_once)
-        rate = count * bytes_each / ours / GIGA
-        most = 2 * CACHE_BYTES / copy / GIGA
-        cells = (model, num_rows, num_tokens, f"{ours / count * MICRO:.1f}")
-        print(f"| {' | '.join(map(str, cells))} | {rate:.0f} | {most:.0f} | {rate / most:.0%} |")
+    for model, num_rows, context in cases:
+        for least in (context, 0) if num_rows > 1 else (context,):
+            # The longest comes first, as it does in the engine.
+            lengths = torch.linspace(2 * context - least, least, num_rows).long()
+            bytes_each = 2 * int(lengths.sum()) * SIZES[model].hidden_size * device.dtype.itemsize
+            count = num_layers(bytes_each)
+            ours, copy = device.seconds(attention(device, SIZES[model], lengths, count), copy_once)
+            rate, most = count * bytes_each / ours / GIGA, 2 * CACHE_BYTES / copy / GIGA
+            each = f"{least} to {2 * context}" if least < context else context
+            cells = (model, num_rows, each, f"{ours / count * MICRO:.1f}", f"{rate:.0f}")
+            print(f"| {' | '.join(map(str, cells))} | {most:.0f} | {rate / most:.0%} |")
 
 
-def attention(device: Device, config: OPTConfig, num_rows: int, num_tokens: int, count: int) -> Run:
-    """Return what attends in so many layers; blocks of a text lie anywhere."""
-    num_heads, head_dim = config.num_attention_heads, config.head_dim
-    width = num_tokens // BLOCK_SIZE + 1
+def attention(device: Device, config: OPTConfig, lengths: Tensor, count: int) -> Run:
+    """Return what attends in so many layers to texts so long; their blocks lie anywhere."""
+    num_rows, num_heads, head_dim = len(lengths), config.num_attention_heads, config.head_dim
+    width = int(lengths.max()) // BLOCK_SIZE + 1
     num_blocks = num_rows * width
     size = (2, num_heads, num_blocks * BLOCK_SIZE, head_dim)
     pools = [device.random(*size) for _ in range(count)]
     table = torch.randperm(num_blocks, device=device.device).to(torch.int32).view(-1, width)
-    slots = torch.arange(num_rows, device=device.device)
-    where = (Texts(table, BLOCK_SIZE), slots, torch.full_like(slots, num_tokens))
+    positions = lengths.to(device.device)
+    where = (Texts(table, BLOCK_SIZE), torch.arange(num_rows, device=device.device), positions)
     splits = Splits.make(num_rows, num_heads, head_dim, NUM_PROGRAMS, device.device)
     query, key, value = device.random(num_rows, 3, num_heads, head_dim).unbind(1)
 

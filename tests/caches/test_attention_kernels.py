@@ -19,7 +19,7 @@ BLOCK_SIZE = 4
 MAX_BLOCKS = 24
 NUM_BLOCKS = NUM_SLOTS * MAX_BLOCKS
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3}
-SIZES = [(1, 8), (2, 16), (3, 80)]
+SIZES = [(1, 8), (2, 16), (3, 80), (1, 128)]
 """Heads and head_dim."""
 
 torch_types = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
@@ -74,7 +74,7 @@ def numbers(*values: int) -> Tensor:
 
 @torch_types
 @pytest.mark.parametrize(("num_heads", "head_dim"), SIZES)
-@pytest.mark.parametrize("num_splits", [1, 4, 32])
+@pytest.mark.parametrize("num_splits", [1, 4, 8, 32])
 def test_decoding_attends_to_the_text_and_writes_its_own_token(
     num_heads: int, head_dim: int, dtype: torch.dtype, num_splits: int
 ) -> None:

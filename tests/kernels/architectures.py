@@ -128,7 +128,7 @@ def run_attention(num_heads: int, head_dim: int) -> None:
     """Ask for all that a KV store launches."""
     pool = halves(2, num_heads, 1024, head_dim)
     texts = Texts(torch.zeros(NUM_SLOTS + 1, 64, dtype=torch.int32), 32)
-    for num_rows in (1, NUM_SLOTS):
+    for num_rows in (1, 3, NUM_SLOTS):  # of many splits, of eight, and of none
         query, key, value = halves(num_rows, 3, num_heads, head_dim).unbind(1)
         places = INTEGERS[:num_rows], INTEGERS[:num_rows]
         splits = decode_attention.Splits.make(num_rows, num_heads, head_dim, 264, CPU)
