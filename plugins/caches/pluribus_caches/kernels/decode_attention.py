@@ -32,9 +32,14 @@ class Splits:
     def make(
         cls, num_rows: int, num_heads: int, head_dim: int, num_programs: int, device: torch.device
     ) -> Splits:
-        """Return room for as many splits as it takes to have ``num_programs`` of them in all."""
-        count = 1
-        while count < 32 and num_rows * num_heads * count < num_programs:
+        """Return room for as many splits as it takes to have ``num_programs`` of them in all.
+
+        Half as many do once a text is split in 16: more of its parts take longer to merge.
+        """
+        pairs, count = num_rows * num_heads, 1
+        while count < 16 and pairs * count < num_programs:
+            count *= 2
+        if pairs * count < num_programs // 2:
             count *= 2
         size = (num_rows, num_heads, count, head_dim + 2)
         partial = torch.empty(size if count > 1 else (1,), dtype=torch.float32, device=device)
@@ -98,7 +103,7 @@ def tile_of(num_splits: int, head_dim: int) -> tuple[int, int]:
     """
     if num_splits <= 4:
         return 64, 2
-    if num_splits > 8 or head_dim <= 64:
+    if num_splits > 16 or head_dim <= 64:
         return 16, 1
     return (32, 1) if head_dim == 128 else (64, 2)
 
