@@ -1,6 +1,7 @@
 """What attention and linears take on a CUDA device, beside what copying and cuBLAS take.
 
     python benchmarks/kernels.py [attention] [linears] [--models opt-6.7b] [--rows 8 64 256]
+                                 [--contexts 512 1024]
 
 ``attention`` decodes a token for each row over paged keys and values, and compares the bytes a
 second that it reads with those that a copy on the device reads and writes. ``linears`` computes a
@@ -104,8 +105,8 @@ def print_attention(device: Device, arguments: argparse.Namespace) -> None:
             count = num_layers(bytes_each)
             ours, copy = device.seconds(attention(device, SIZES[model], lengths, count), copy_once)
             rate, most = count * bytes_each / ours / GIGA, 2 * CACHE_BYTES / copy / GIGA
-            each = f"{least} to {2 * context}" if least < context else context
-            cells = (model, num_rows, each, f"{ours / count * MICRO:.1f}", f"{rate:.0f}")
+            tokens = f"{least} to {2 * context}" if least < context else context
+            cells = (model, num_rows, tokens, f"{ours / count * MICRO:.1f}", f"{rate:.0f}")
             print(f"| {' | '.join(map(str, cells))} | {most:.0f} | {rate / most:.0%} |")
 
 
@@ -203,6 +204,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+    if min(arguments.rows + arguments.contexts) < 1:
+        parser.error("--rows and --contexts must be at least 1")
     if not torch.cuda.is_available():
         sys.exit("kernels.py times a CUDA device, and there is none")
     device = Device(getattr(torch, arguments.dtype), arguments.repeats)

@@ -34,7 +34,7 @@ class Splits:
     ) -> Splits:
         """Return room for as many splits as it takes to have ``num_programs`` of them in all.
 
-        Half as many do once a text is split in 16: more of its parts take longer to merge.
+        Half as many do once a text is split in 16: parts get too short.
         """
         pairs, count = num_rows * num_heads, 1
         while count < 16 and pairs * count < num_programs:
@@ -99,13 +99,13 @@ def tile_of(num_splits: int, head_dim: int) -> tuple[int, int]:
     """Return tokens of a tile, and warps that attend to it: what was fastest on an H100.
 
     Tiles whose values the compiler reads only when it is done with the keys wait twice; it is other
-    sizes for other heads that escape that.
+    sizes for other heads that escape that. Of 32 splits, each has too few tokens for larger tiles.
     """
     if num_splits <= 4:
         return 64, 2
     if num_splits > 16 or head_dim <= 64:
         return 16, 1
-    return (32, 1) if head_dim == 128 else (64, 2)
+    return (32, 1) if head_dim >= 128 else (64, 2)
 
 
 @triton.jit
@@ -221,6 +221,7 @@ def decode_alone(
     """
     query = qkv[0]
     _, num_heads, head_dim = query.shape
+    tile, num_warps = tile_of(1, head_dim)
     launch(
         _decode_alone,
         (num_heads, len(alone)),
@@ -234,8 +235,8 @@ def decode_alone(
         HEAD_DIM=head_dim,
         WIDTH=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=texts.block_size,
-        TILE=64,
-        num_warps=2,
+        TILE=tile,
+        num_warps=num_warps,
         **early(query),
     )
 
