@@ -128,10 +128,11 @@ def run_attention(num_heads: int, head_dim: int) -> None:
     """Ask for all that a KV store launches."""
     pool = halves(2, num_heads, 1024, head_dim)
     texts = Texts(torch.zeros(NUM_SLOTS + 1, 64, dtype=torch.int32), 32)
-    for num_rows in (1, 2, 5, NUM_SLOTS):  # 32, 16 and 8 splits, and none
+    for num_rows, num_splits in ((1, 32), (2, 16), (5, 8), (NUM_SLOTS, 1)):
         query, key, value = halves(num_rows, 3, num_heads, head_dim).unbind(1)
         places = INTEGERS[:num_rows], INTEGERS[:num_rows]
         splits = decode_attention.Splits.make(num_rows, num_heads, head_dim, 400, CPU)
+        assert splits.count == num_splits
         out = decode_attention.decode((query, key, value), pool, texts, *places, splits)
     tiles = Tiles(INTEGERS[:1], INTEGERS[:1], INTEGERS[:1])
     write(key, value, pool, texts, *places)

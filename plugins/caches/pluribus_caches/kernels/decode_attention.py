@@ -71,7 +71,6 @@ def decode(
     query = qkv[0]
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
-    tile, num_warps = tile_of(splits.count, head_dim)
     launch(
         _decode,
         (splits.count, num_heads, num_rows),
@@ -82,20 +81,28 @@ def decode(
         splits.arrived,
         out,
         head_dim**-0.5,
-        HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        WIDTH=triton.next_power_of_2(head_dim),
-        BLOCK_SIZE=texts.block_size,
-        TILE=tile,
         SPLITS=splits.count,
-        num_warps=num_warps,
-        num_stages=3,
-        **early(query),
+        **_options(query, texts, splits.count),
     )
     return out
 
 
-def tile_of(num_splits: int, head_dim: int) -> tuple[int, int]:
+def _options(query: Tensor, texts: Texts, num_splits: int) -> dict[str, int]:
+    """Return what a kernel is compiled for."""
+    _, num_heads, head_dim = query.shape
+    tile, num_warps = _tile(num_splits, head_dim)
+    return {
+        "HEADS": num_heads,
+        "HEAD_DIM": head_dim,
+        "WIDTH": triton.next_power_of_2(head_dim),
+        "BLOCK_SIZE": texts.block_size,
+        "TILE": tile,
+        "num_warps": num_warps,
+        **early(query),
+    }
+
+
+def _tile(num_splits: int, head_dim: int) -> tuple[int, int]:
     """Return tokens of a tile, and warps that attend to it: what was fastest on an H100.
 
     Tiles whose values the compiler reads only when it is done with the keys wait twice; it is other
@@ -221,7 +228,6 @@ def decode_alone(
     """
     query = qkv[0]
     _, num_heads, head_dim = query.shape
-    tile, num_warps = tile_of(1, head_dim)
     launch(
         _decode_alone,
         (num_heads, len(alone)),
@@ -231,13 +237,7 @@ def decode_alone(
         alone,
         out,
         head_dim**-0.5,
-        HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        WIDTH=triton.next_power_of_2(head_dim),
-        BLOCK_SIZE=texts.block_size,
-        TILE=tile,
-        num_warps=num_warps,
-        **early(query),
+        **_options(query, texts, num_splits=1),
     )
 
 
