@@ -83,6 +83,7 @@ WORKLOADS: dict[str, tuple[Callable[[int], Work], tuple[float, ...]]] = {
     "b256": (lambda seed: fixed(256, 128, 128, seed), (0.0, SAMPLED)),
     "mix512": (lambda seed: mixed(512, seed), (0.0,)),
     "ttft512": (lambda seed: fixed(1, 512, 1, seed), (0.0,)),
+    "prefill": (lambda seed: fixed(64, 1024, 1, seed), (0.0,)),
     "long16": (lambda seed: fixed(16, 1792, 256, seed), (0.0,)),
     "long64": (lambda seed: fixed(64, 1792, 256, seed), (0.0,)),
 }

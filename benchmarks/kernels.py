@@ -1,12 +1,14 @@
 """What attention and linears take on a CUDA device, beside what copying and cuBLAS take.
 
-    python benchmarks/kernels.py [attention] [linears] [--models opt-6.7b] [--rows 8 64 256]
-                                 [--contexts 512 1024]
+    python benchmarks/kernels.py [attention] [prompts] [linears] [--models opt-6.7b]
+                                 [--rows 8 64 256] [--contexts 512 1024] [--tokens 2048 8192]
 
 ``attention`` decodes a token for each row over paged keys and values, and compares the bytes a
-second that it reads with those that a copy on the device reads and writes. ``linears`` computes a
-layer's norms and four linears as the network does, and again with cuBLAS for all of them. Layers
-are different ones, too many for the cache; both sides are replayed from graphs, by turns.
+second that it reads with those that a copy on the device reads and writes. ``prompts`` attends with
+prompts of so many tokens in all, and again with torch's own attention. ``linears`` computes a
+layer's norms and four linears as the network does, and again with cuBLAS for all of them. What is
+read is that of different layers, too many for the cache, but for prompts, which have just been
+computed. Both sides are replayed from graphs, by turns.
 """
 
 from __future__ import annotations
@@ -25,17 +27,23 @@ from torch import Tensor
 from pluribus import ops
 from pluribus.cuda.arrival import Arrivals
 from pluribus.cuda.graphs import GraphPool
+from pluribus.cuda.packing import PackedRows
+from pluribus.interfaces.device_store import Tiles
+from pluribus.step import Row
 from pluribus_caches.kernels.decode_attention import Splits, decode
+from pluribus_caches.kernels.prefill_attention import TILE, prefill
 from pluribus_caches.kernels.texts import Texts
 from pluribus_caches.kv.cuda_store import NUM_PROGRAMS
 from pluribus_opt.config import SIZES, OPTConfig
 
-PARTS = ("attention", "linears")
+PARTS = ("attention", "prompts", "linears")
 BLOCK_SIZE = 16
 CACHE_BYTES = 400 << 20
 """That layers have together, at least: eight times the cache of an H100."""
 EPS = 1e-5
-MICRO, GIGA = 1e6, 1e9
+NUM_TURNS = 10
+"""Times that prompts attend in each run."""
+MICRO, GIGA, TERA = 1e6, 1e9, 1e12
 
 Run = Callable[[], None]
 Linear = Callable[..., Tensor]
@@ -130,6 +138,50 @@ def attention(device: Device, config: OPTConfig, lengths: Tensor, count: int) ->
     return attend
 
 
+def print_prompts(device: Device, arguments: argparse.Namespace) -> None:
+    """Print what attention of prompts takes, by tokens of a step and of each prompt.
+
+    Half of what multiplies queries and keys counts: no token attends to those after it.
+    """
+    print("\n| model | prompts | tokens each | ours us | torch us | ratio | TFLOP/s |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    cases = itertools.product(arguments.models, arguments.tokens, arguments.contexts)
+    for model, num_tokens, length in cases:
+        num_prompts = max(1, num_tokens // length)
+        ours, theirs = device.seconds(*prompts(device, SIZES[model], num_prompts, length))
+        flop = 2 * num_prompts * length**2 * SIZES[model].hidden_size
+        times = (f"{t / NUM_TURNS * MICRO:.1f}" for t in (ours, theirs))
+        cells = (model, num_prompts, length, *times, f"{theirs / ours:.2f} x")
+        print(f"| {' | '.join(map(str, cells))} | {NUM_TURNS * flop / ours / TERA:.0f} |")
+
+
+def prompts(device: Device, config: OPTConfig, num_prompts: int, length: int) -> tuple[Run, Run]:
+    """Return what attends with prompts that begin their texts, and torch's own that does."""
+    packed = PackedRows.make([Row(slot, 0, length, True) for slot in range(num_prompts)], TILE)
+    tiles = packed.tile_rows, packed.tile_starts, packed.tile_ends, packed.alone
+    columns = packed.slots, packed.positions, *tiles
+    here = [torch.from_numpy(column).to(device.device) for column in columns]
+    slots, positions, rows, starts, ends, alone = here
+    size = (config.num_attention_heads, config.head_dim)
+    query, key, value = device.random(num_prompts * length, 3, *size).unbind(1)
+    pool = device.random(2, size[0], BLOCK_SIZE, size[1])  # nothing of it is read
+    table = torch.zeros(num_prompts, 1, dtype=torch.int32, device=device.device)
+    where = (pool, Texts(table, BLOCK_SIZE), slots, positions, Tiles(rows, starts, ends, alone))
+    out = torch.empty_like(query)
+    until = length * torch.arange(num_prompts + 1, dtype=torch.int32, device=device.device)
+    lengths = (until, until, length, length)
+
+    def ours() -> None:
+        for _ in range(NUM_TURNS):
+            prefill((query, key, value), *where, out)
+
+    def theirs() -> None:
+        for _ in range(NUM_TURNS):
+            torch.ops.aten._flash_attention_forward(query, key, value, *lengths, 0.0, True, False)
+
+    return ours, theirs
+
+
 def print_linears(device: Device, arguments: argparse.Namespace) -> None:
     """Print what the norms and linears of a layer of each model take, by rows."""
     print("\n| model | rows | ours us | cuBLAS us | ratio |")
@@ -199,13 +251,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["opt-6.7b"], choices=SIZES)
     parser.add_argument("--rows", nargs="+", type=int, default=[8, 64, 256])
     parser.add_argument("--contexts", nargs="+", type=int, default=[512, 1024])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192])
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(unknown)}; choose of {', '.join(PARTS)}")
-    if min(arguments.rows + arguments.contexts) < 1:
-        parser.error("--rows and --contexts must be at least 1")
+    if min(arguments.rows + arguments.contexts + arguments.tokens) < 1:
+        parser.error("--rows, --contexts and --tokens must be at least 1")
     if not torch.cuda.is_available():
         sys.exit("kernels.py times a CUDA device, and there is none")
     device = Device(getattr(torch, arguments.dtype), arguments.repeats)
@@ -213,6 +266,8 @@ def main() -> None:
     with torch.inference_mode():
         if "attention" in parts:
             print_attention(device, arguments)
+        if "prompts" in parts:
+            print_prompts(device, arguments)
         if "linears" in parts:
             print_linears(device, arguments)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.device import DEVICE
 from pluribus.interfaces.device_store import Tiles
 from pluribus_caches.kernels.decode_attention import Splits, decode, decode_alone
-from pluribus_caches.kernels.prefill_attention import TILE, prefill
+from pluribus_caches.kernels.prefill_attention import KEYS, TILE, prefill
 from pluribus_caches.kernels.texts import Texts, write
 
 NUM_SLOTS = 5
@@ -144,17 +144,20 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
 ) -> None:
     """Rows that begin a text, go on with one, or are longer than a tile; tiles that are empty."""
     setting = Setting(num_heads, head_dim, dtype)
-    rows = [(2, 0, 3), (0, 61, 5), (4, 10, TILE + 2), (1, 0, 2)]
+    rows = [(2, 0, 3), (0, 61, 5), (4, 10, TILE + 2), (1, 0, 2), (3, KEYS, 3)]
     slots = [slot for slot, _, length in rows for _ in range(length)]
     positions = [start + at for _, start, length in rows for at in range(length)]
     ends = torch.tensor([length for _, _, length in rows]).cumsum(0).tolist()
-    starts = [0, ends[0], ends[1], ends[1] + TILE, ends[2], 0, 2]
-    until = numbers(*ends[:2], ends[2], ends[2], ends[3], 0, 2)
-    query = setting.qkv(len(slots))[0]
-    pool = setting.pool.clone()
+    firsts = numbers(0, ends[0], ends[1], ends[1], ends[2], ends[3], 0, 2)
+    starts = numbers(0, ends[0], ends[1], ends[1] + TILE, ends[2], ends[3], 0, 2)
+    until = numbers(*ends[:2], ends[2], *ends[2:], 0, 2)
+    query, key, value = setting.qkv(len(slots))
+    pool = setting.written(slots, positions, (key, value))
     attended = torch.full_like(query, float("nan"))
     where = (setting.texts, numbers(*slots), numbers(*positions))
-    prefill(query, pool, *where, Tiles(numbers(*starts), until, numbers()), attended)
+    tiles = Tiles(firsts, starts, until, numbers())
+    # What rows add is nothing that the pool must have.
+    prefill((query, key, value), setting.pool, *where, tiles, attended)
     expected = torch.stack(
         [
             setting.attended(query[index], slot, position + 1, pool)
@@ -163,7 +166,6 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     )
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(attended, expected, rtol=tolerance, atol=tolerance)
-    assert pool.equal(setting.pool)
 
 
 @torch_types
@@ -217,7 +219,7 @@ def test_a_pool_may_have_more_numbers_than_int32_counts() -> None:
     table = torch.arange(4, dtype=torch.int32, device=DEVICE)[None]
     decoding, prompt = setting.qkv(1), setting.qkv(5)
     slots, positions = numbers(0, 0, 0, 0, 0), numbers(2, 3, 4, 5, 6)
-    tiles = Tiles(numbers(0), numbers(5), numbers())
+    tiles = Tiles(numbers(0), numbers(0), numbers(5), numbers())
     found = []
     for pool in (small, large):
         texts = Texts(table + (pool.shape[2] - num_own) // BLOCK_SIZE, BLOCK_SIZE)
@@ -226,7 +228,7 @@ def test_a_pool_may_have_more_numbers_than_int32_counts() -> None:
         one = decode(decoding, pool, texts, numbers(0), numbers(7), splits)
         decode_alone(decoding, pool, texts, numbers(0), numbers(8), numbers(0), alone)
         write(*prompt[1:], pool, texts, slots, positions)
-        prefill(prompt[0], pool, texts, slots, positions, tiles, many)
+        prefill(prompt, pool, texts, slots, positions, tiles, many)
         found.append((one, alone, many, pool[:, :, -num_own:]))
     for of_small, of_large in zip(*found, strict=True):
         assert of_large.equal(of_small)

@@ -117,7 +117,7 @@ def test_prefilling_by_numbers_is_a_step() -> None:
     assert layout.slots.tolist() == [2, 2, 2, 1, 0, 0]
     assert layout.positions.tolist() == [7, 8, 9, 6, 5, 6]
     assert layout.last.tolist() == [2, 3, 5]
-    tiles = Tiles(numbers(0, 4, 0), numbers(3, 6, 0), numbers(3, -1))
+    tiles = Tiles(numbers(0, 4, 0), numbers(0, 4, 0), numbers(3, 6, 0), numbers(3, -1))
     other.begin_prefill(layout.slots, layout.positions, tiles)
     assert_same(one, other, 6)
 

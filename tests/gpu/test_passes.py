@@ -69,8 +69,10 @@ def test_whatever_is_prefilled_has_room_in_what_it_is_padded_to(
     columns = layout.split(layout.empty(7))
     assert [len(column) for column in columns] == list(layout.lengths)
     assert sum(layout.lengths) == layout.size
-    assert {*columns[0], *columns[6]} == {7}
-    assert {*columns[4]} <= {-1}
+    slots, _, _, starts, ends, alone, _, row_slots, _ = columns
+    assert {*slots, *row_slots} == {7}
+    assert (starts >= ends).all()
+    assert {*alone} <= {-1}
 
 
 spans = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 40)), min_size=1, max_size=12)
@@ -95,6 +97,9 @@ def test_each_token_is_alone_or_in_one_tile_of_its_row_and_long_texts_come_first
         assert (packed.slots[tile] == slot).all()
         assert packed.positions[tile].tolist() == [first + at for at in range(len(tile))]
     assert all(rows[packed.slots[at]].num_tokens == 1 for at in alone)
+    firsts = [rows[slot].start for slot in packed.slots[packed.tile_rows]]
+    assert packed.positions[packed.tile_rows].tolist() == firsts
+    assert packed.slots[packed.tile_rows].tolist() == packed.slots[packed.tile_starts].tolist()
     for begins in (packed.tile_starts, packed.alone):
         assert (np.diff(packed.positions[begins]) <= 0).all()
 

@@ -70,6 +70,7 @@ def pretend(capability: int, shared_memory: int) -> None:
     replace(launching, "_early", lambda device: early)
     processor = linear_config.Multiprocessor(capability // 10, shared_memory)
     replace(linear, "_processor", lambda device: processor)
+    replace(prefill_attention, "shared_memory", lambda device: shared_memory)
     replace(quantized, "_has_float8", lambda device: capability >= 89)
 
 
@@ -134,10 +135,10 @@ def run_attention(num_heads: int, head_dim: int) -> None:
         splits = decode_attention.Splits.make(num_rows, num_heads, head_dim, 400, CPU)
         assert splits.count == num_splits
         out = decode_attention.decode((query, key, value), pool, texts, *places, splits)
-    tiles = Tiles(INTEGERS[:1], INTEGERS[:1], INTEGERS[:1])
+    tiles = Tiles(*[INTEGERS[:1]] * 4)
     write(key, value, pool, texts, *places)
     decode_attention.decode_alone((query, key, value), pool, texts, *places, tiles.alone, out)
-    prefill_attention.prefill(query, pool, texts, *places, tiles, out)
+    prefill_attention.prefill((query, key, value), pool, texts, *places, tiles, out)
 
 
 def run_passes() -> None:

@@ -20,13 +20,14 @@ class PackedRows:
     Attributes:
         slots, positions: of each token, [num_tokens].
         last: index of each row's last token, [num_rows].
-        tile_starts, tile_ends: see ``Tiles``, [num_tiles].
+        tile_rows, tile_starts, tile_ends: see ``Tiles``, [num_tiles].
         alone: index of each token that is all of its row, [num_alone].
     """
 
     slots: Column
     positions: Column
     last: Column
+    tile_rows: Column
     tile_starts: Column
     tile_ends: Column
     alone: Column
@@ -43,7 +44,8 @@ class PackedRows:
         is_alone = lengths == 1
         num_tiles = np.where(is_alone, 0, -(-lengths // tile_size))
         number = np.arange(num_tiles.sum()) - (num_tiles.cumsum() - num_tiles).repeat(num_tiles)
-        starts = (ends - lengths).repeat(num_tiles) + number * tile_size
+        firsts = (ends - lengths).repeat(num_tiles)
+        starts = firsts + number * tile_size
         ends = ends.repeat(num_tiles)
         alone = last[is_alone]
         order = np.argsort(-positions[starts])
@@ -51,6 +53,7 @@ class PackedRows:
             slots=slots,
             positions=positions,
             last=last,
+            tile_rows=firsts[order],
             tile_starts=starts[order],
             tile_ends=ends[order],
             alone=alone[np.argsort(-positions[alone])],

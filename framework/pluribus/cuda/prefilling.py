@@ -109,9 +109,10 @@ class Prefilling:
         )
         host.numpy()[:] = layout.empty(self._padding)
         columns = layout.split(host.numpy())
-        slots, positions, starts, ends, alone, last, row_slots, row_positions = columns
+        slots, positions, rows, starts, ends, alone, last, row_slots, row_positions = columns
         slots[: len(packed.slots)] = packed.slots
         positions[: len(packed.slots)] = packed.positions
+        rows[: len(packed.tile_rows)] = packed.tile_rows
         starts[: len(packed.tile_starts)] = packed.tile_starts
         ends[: len(packed.tile_ends)] = packed.tile_ends
         alone[: len(packed.alone)] = packed.alone
@@ -124,10 +125,10 @@ class Prefilling:
     def _run_layers(self, work: Work) -> None:
         layout = self._layout(work)
         columns = layout.split(self._columns)
-        slots, positions, starts, ends, alone, last, row_slots, row_positions = columns
+        slots, positions, rows, starts, ends, alone, last, row_slots, row_positions = columns
         network, store = self._rank.network, self._rank.store
         tokens = self._rank.state.tokens[slots, positions]
-        store.begin_prefill(slots, positions, Tiles(starts, ends, alone))
+        store.begin_prefill(slots, positions, Tiles(rows, starts, ends, alone))
         x = network(network.embed(tokens, positions), store, last)
         if self._ends is None:  # as it is run, before it is captured
             self._ends = x.new_empty(self._padding, x.shape[1])
@@ -181,11 +182,11 @@ class Layout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of tokens' slots and positions; tiles' starts and ends; who is alone; rows' columns.
+        """Of tokens' slots and positions; of tiles and who is alone, see ``Tiles``; rows' columns.
 
         Those are the index of each row's last token, and its slot and position.
         """
-        tokens, tiles, rows = [self.num_tokens] * 2, [self.num_tiles] * 2, [self.num_rows] * 3
+        tokens, tiles, rows = [self.num_tokens] * 2, [self.num_tiles] * 3, [self.num_rows] * 3
         return (*tokens, *tiles, self.num_alone, *rows)
 
     @property
@@ -201,7 +202,7 @@ class Layout:
     def empty(self, padding: int) -> Column:
         """Return columns of padding tokens, empty tiles, nobody alone and padding rows."""
         columns = np.zeros(self.size, np.int64)
-        slots, _, _, _, alone, _, row_slots, _ = self.split(columns)
+        slots, _, _, _, _, alone, _, row_slots, _ = self.split(columns)
         slots[:] = row_slots[:] = padding
         alone[:] = -1
         return columns

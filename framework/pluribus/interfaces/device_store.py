@@ -17,6 +17,7 @@ class Tiles:
     """The tokens of rows, one row after another, cut so that no tile reaches over a row's end.
 
     Attributes:
+        rows: index of its row's first token, for each tile, int64, [num_tiles].
         starts: index of each tile's first token, int64, [num_tiles].
         ends: index after its row's last token, int64, [num_tiles]; a tile that starts there
             is empty.
@@ -24,6 +25,7 @@ class Tiles:
             from the end of them on.
     """
 
+    rows: Tensor
     starts: Tensor
     ends: Tensor
     alone: Tensor

@@ -106,6 +106,15 @@ def _early(device: torch.device) -> dict[str, bool]:
     return {"EARLY": True, "launch_pdl": True} if can else {"EARLY": False}
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory of each of a device's multiprocessors; 0 if it has none."""
+    if device.type != "cuda":
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_multiprocessor)
+
+
 @triton.jit
 def follow(EARLY: tl.constexpr):
     """Wait for the kernel before, then let the next one be launched."""

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pluribus.kernels.launching import early, fetch, follow, launch
+from pluribus.kernels.launching import early, fetch, follow, launch, shared_memory
 from pluribus.kernels.linear_config import (
     COLUMN_MAJOR,
     H100,
@@ -125,8 +125,7 @@ def _tiles(matrix: Tensor, size: list[int]) -> TensorDescriptor:
 def _processor(device: torch.device) -> Multiprocessor:
     if device.type != "cuda":
         return H100
-    properties = torch.cuda.get_device_properties(device)
-    return Multiprocessor(properties.major, properties.shared_memory_per_multiprocessor)
+    return Multiprocessor(torch.cuda.get_device_capability(device)[0], shared_memory(device))
 
 
 @triton.jit(do_not_specialize=["num_rows"])

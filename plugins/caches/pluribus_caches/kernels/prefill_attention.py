@@ -8,17 +8,19 @@ import triton.language as tl
 from torch import Tensor
 
 from pluribus.interfaces.device_store import Tiles
-from pluribus.kernels.launching import launch
+from pluribus.kernels.launching import launch, shared_memory
 from pluribus_caches.kernels.texts import LOG2_E, NOTHING, Texts, places
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
+KEYS = 64
+"""Tokens that it attends to at a time."""
 NARROWEST = 16
 """What tensor cores multiply, at least."""
 
 
 def prefill(
-    query: Tensor,
+    qkv: tuple[Tensor, Tensor, Tensor],
     pool: Tensor,
     texts: Texts,
     slots: Tensor,
@@ -26,24 +28,35 @@ def prefill(
     tiles: Tiles,
     out: Tensor,
 ) -> None:
-    """Attend with many tokens a row, each to its text up to itself; all of it is in the pool.
+    """Attend with many tokens a row, each to its text up to itself.
+
+    What comes before a row is in the pool; what the row itself adds to its text is taken from where
+    it has just been computed, which lies together.
 
     Args:
-        query: not scaled, [num_tokens, num_heads, head_dim] with unit last stride.
+        qkv: query, not scaled, key and value, [num_tokens, num_heads, head_dim] each, with unit
+            last stride and equal strides.
         pool: of this layer, [2, num_heads, num_tokens, head_dim], contiguous.
         texts: where each slot's text lies.
         slots, positions: of each token, int64, [num_tokens].
         tiles: of the tokens.
         out: where results go, [num_tokens, num_heads, head_dim].
     """
+    query, key, value = qkv
     _, num_heads, head_dim = query.shape
     width = max(NARROWEST, triton.next_power_of_2(head_dim))
+    tile_bytes = KEYS * width * query.element_size()
+    # A tile of queries, and of keys and values those at hand and two more under way.
+    has_room = shared_memory(query.device) >= 8 * tile_bytes
     launch(
         _prefill,
         (num_heads, len(tiles.starts)),
         query,
+        key,
+        value,
         query.stride(0),
         *places(pool, texts, slots, positions),
+        tiles.rows,
         tiles.starts,
         tiles.ends,
         out,
@@ -53,58 +66,79 @@ def prefill(
         WIDTH=width,
         BLOCK_SIZE=texts.block_size,
         TILE=TILE,
-        KEYS=64,
+        KEYS=KEYS,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=2,
+        num_stages=3 if has_room else 2,
     )
 
 
 @triton.jit
 def _prefill(
-    query, row_stride, pool, pool_tokens, table, table_stride, slots, positions, starts, ends, out,
-    scale,
+    query, key, value, row_stride, pool, pool_tokens, table, table_stride, slots, positions,
+    rows, starts, ends, out, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     tile = tl.program_id(1)
     start = tl.load(starts + tile)
-    index = start + tl.arange(0, TILE)
     end = tl.load(ends + tile)
     if start >= end:
         return
-    is_mine = index < end
-    blocks = table + tl.load(slots + start) * table_stride
-    position = tl.load(positions + index, mask=is_mine, other=-1).to(tl.int32)
-    length = tl.max(position, 0) + 1
+    row = tl.load(rows + tile)
+    mine = (start - row).to(tl.int32) + tl.arange(0, TILE)  # counted from the row's first token
     dim = tl.arange(0, WIDTH)
     is_dim = dim < HEAD_DIM
-    mask = is_mine[:, None] & is_dim[None, :]
-    query_at = index.to(tl.int64)[:, None] * row_stride + head * HEAD_DIM + dim[None, :]
-    q = tl.load(query + query_at, mask=mask, other=0.0)
-    keys = pool + head.to(tl.int64) * pool_tokens * HEAD_DIM
-    values = keys + HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
+    mask = (mine < end - row)[:, None] & is_dim[None, :]
+    first_token = row * row_stride + head * HEAD_DIM
+    q = tl.load(query + first_token + mine[:, None] * row_stride + dim, mask=mask, other=0.0)
     highest = tl.full((TILE,), NOTHING, tl.float32)
     weight_sum = tl.zeros((TILE,), tl.float32)
     total = tl.zeros((TILE, WIDTH), tl.float32)
+    scale *= LOG2_E
     inside = tl.arange(0, KEYS)
-    for first in range(0, length, KEYS):
+
+    blocks = table + tl.load(slots + start) * table_stride
+    keys = pool + head.to(tl.int64) * pool_tokens * HEAD_DIM
+    values = keys + HEADS * pool_tokens.to(tl.int64) * HEAD_DIM
+    num_before = tl.load(positions + row).to(tl.int32)
+    for first in range(0, num_before, KEYS):
         token = first + inside
-        is_token = token < length
+        is_token = token < num_before
         block = tl.load(blocks + token // BLOCK_SIZE, mask=is_token, other=0).to(tl.int64)
-        at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim[None, :]
-        both = is_token[:, None] & is_dim[None, :]
+        at = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * HEAD_DIM + dim
+        both = is_token[:, None] & is_dim
         k = tl.load(keys + at, mask=both, other=0.0)
         v = tl.load(values + at, mask=both, other=0.0)
-        score = tl.dot(q, k.T, input_precision=PRECISION) * (scale * LOG2_E)
-        score = tl.where(token[None, :] <= position[:, None], score, NOTHING)
-        new_highest = tl.maximum(highest, tl.max(score, 1))
-        shrink = tl.exp2(highest - new_highest)
-        weight = tl.exp2(score - new_highest[:, None])
-        weight_sum = weight_sum * shrink + tl.sum(weight, 1)
-        weight = weight.to(v.dtype)
-        total = tl.dot(weight, v, total * shrink[:, None], input_precision=PRECISION)
-        highest = new_highest
-    out_at = index.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dim[None, :]
-    tl.store(out + out_at, (total / weight_sum[:, None]).to(out.dtype.element_ty), mask=mask)
+        highest, weight_sum, total = _attend(
+            q, k, v, is_token[None, :], scale, highest, weight_sum, total, PRECISION
+        )
+
+    num_own = tl.minimum(start + TILE, end) - row
+    for first in range(0, num_own.to(tl.int32), KEYS):
+        token = first + inside
+        at = first_token + token[:, None] * row_stride + dim
+        both = (token < num_own)[:, None] & is_dim
+        k = tl.load(key + at, mask=both, other=0.0)
+        v = tl.load(value + at, mask=both, other=0.0)
+        is_seen = token[None, :] <= mine[:, None]
+        highest, weight_sum, total = _attend(
+            q, k, v, is_seen, scale, highest, weight_sum, total, PRECISION
+        )
+
+    to = (row + mine).to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dim
+    tl.store(out + to, (total / weight_sum[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _attend(q, k, v, is_seen, scale, highest, weight_sum, total, PRECISION: tl.constexpr):
+    """Take more keys and values into a softmax that has no end yet (Dao et al., 2022)."""
+    score = tl.where(is_seen, tl.dot(q, k.T, input_precision=PRECISION), NOTHING)
+    new_highest = tl.maximum(highest, tl.max(score, 1) * scale)
+    weight = tl.exp2(score * scale - new_highest[:, None])
+    shrink = tl.exp2(highest - new_highest)
+    weight_sum = weight_sum * shrink + tl.sum(weight, 1)
+    weight = weight.to(v.dtype)
+    total = tl.dot(weight, v, total * shrink[:, None], input_precision=PRECISION)
+    return new_highest, weight_sum, total

@@ -78,16 +78,17 @@ class CudaPagedStore(DeviceKVStore):
         """Lay out the rows' tokens, and cut them into tiles."""
         self.flush()
         packed = PackedRows.make(rows, TILE)
-        slots, positions, last, starts, ends, alone = upload(
+        slots, positions, last, rows_, starts, ends, alone = upload(
             self._device,
             packed.slots,
             packed.positions,
             packed.last,
+            packed.tile_rows,
             packed.tile_starts,
             packed.tile_ends,
             packed.alone,
         )
-        self.begin_prefill(slots, positions, Tiles(starts, ends, alone))
+        self.begin_prefill(slots, positions, Tiles(rows_, starts, ends, alone))
         return TokenLayout(slots, positions, last)
 
     def begin_decode(self, slots: Tensor, positions: Tensor) -> None:
@@ -109,7 +110,7 @@ class CudaPagedStore(DeviceKVStore):
             decode_alone(qkv, pool, *where, self._tiles.alone, out)
         if len(self._tiles.starts):
             write(key, value, pool, *where)
-            prefill(query, pool, *where, self._tiles, out)
+            prefill(qkv, pool, *where, self._tiles, out)
         return out
 
     def _splits_for(self, num_rows: int) -> Splits:
