@@ -15,6 +15,7 @@ MIB = 2**20
 
 @pytest.mark.gpu
 def test_tensors_and_what_else_a_device_holds_are_noted_apart() -> None:
+    torch.cuda.empty_cache()  # what is left of others would be taken first
     meter = Meter(DEVICE)
     meter.note_taken("context", 500 * MIB)
     weights = torch.empty(64 * MIB, dtype=torch.uint8, device=DEVICE)
