@@ -13,8 +13,9 @@ from pluribus_caches.kernels.texts import LOG2_E, NOTHING, Texts, places
 
 TILE = 64
 """Tokens of a prompt that one program attends with."""
-KEYS = 64
-"""Tokens that it attends to at a time."""
+KEYS = {torch.float32: 16, torch.float16: 64, torch.bfloat16: 64}
+"""Tokens that it attends to at a time. In float32 each product is an instruction: 64 take 11 s to
+compile, 16 take 2."""
 NARROWEST = 16
 """What tensor cores multiply, at least."""
 
@@ -45,9 +46,10 @@ def prefill(
     query, key, value = qkv
     _, num_heads, head_dim = query.shape
     width = max(NARROWEST, triton.next_power_of_2(head_dim))
-    tile_bytes = KEYS * width * query.element_size()
-    # A tile of queries, and of keys and values those at hand and two more under way.
-    has_room = shared_memory(query.device) >= 8 * tile_bytes
+    keys = KEYS[query.dtype]
+    # Queries, and of keys and values those at hand and two more tiles under way.
+    most_bytes = (TILE + 6 * keys) * width * query.element_size()
+    has_room = shared_memory(query.device) >= most_bytes
     launch(
         _prefill,
         (num_heads, len(tiles.starts)),
@@ -66,7 +68,7 @@ def prefill(
         WIDTH=width,
         BLOCK_SIZE=texts.block_size,
         TILE=TILE,
-        KEYS=KEYS,
+        KEYS=keys,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=3 if has_room else 2,
