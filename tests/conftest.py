@@ -22,6 +22,10 @@ if not HAS_GPU:
 if find_spec("triton") is None:  # there is none but for Linux
     collect_ignore = ["gpu", "kernels", "caches/test_attention_kernels.py"]
     collect_ignore += ["caches/test_cuda_store.py"]
+elif os.environ.get("TRITON_INTERPRET"):
+    from kernels import guard
+
+    guard.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
