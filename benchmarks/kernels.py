@@ -160,13 +160,12 @@ def prompts(device: Device, config: OPTConfig, num_prompts: int, length: int) ->
     packed = PackedRows.make([Row(slot, 0, length, True) for slot in range(num_prompts)], TILE)
     tiles = packed.tile_rows, packed.tile_starts, packed.tile_ends, packed.alone
     columns = packed.slots, packed.positions, *tiles
-    here = [torch.from_numpy(column).to(device.device) for column in columns]
-    slots, positions, rows, starts, ends, alone = here
+    slots, positions, *rest = (torch.from_numpy(column).to(device.device) for column in columns)
     size = (config.num_attention_heads, config.head_dim)
     query, key, value = device.random(num_prompts * length, 3, *size).unbind(1)
     pool = device.random(2, size[0], BLOCK_SIZE, size[1])  # nothing of it is read
     table = torch.zeros(num_prompts, 1, dtype=torch.int32, device=device.device)
-    where = (pool, Texts(table, BLOCK_SIZE), slots, positions, Tiles(rows, starts, ends, alone))
+    where = (pool, Texts(table, BLOCK_SIZE), slots, positions, Tiles(*rest))
     out = torch.empty_like(query)
     until = length * torch.arange(num_prompts + 1, dtype=torch.int32, device=device.device)
     lengths = (until, until, length, length)
@@ -259,10 +258,12 @@ def main() -> None:
         parser.error(f"no part is called {', '.join(unknown)}; choose of {', '.join(PARTS)}")
     if min(arguments.rows + arguments.contexts + arguments.tokens) < 1:
         parser.error("--rows, --contexts and --tokens must be at least 1")
+    parts = arguments.parts or PARTS
+    if "prompts" in parts and min(arguments.contexts) < 2:
+        parser.error("--contexts must be at least 2 for prompts: a token alone is decoded")
     if not torch.cuda.is_available():
         sys.exit("kernels.py times a CUDA device, and there is none")
     device = Device(getattr(torch, arguments.dtype), arguments.repeats)
-    parts = arguments.parts or PARTS
     with torch.inference_mode():
         if "attention" in parts:
             print_attention(device, arguments)

@@ -144,7 +144,7 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
 ) -> None:
     """Rows that begin a text, go on with one, or are longer than a tile; tiles that are empty."""
     setting = Setting(num_heads, head_dim, dtype)
-    rows = [(2, 0, 3), (0, 61, 5), (4, 10, TILE + 2), (1, 0, 2), (3, KEYS[dtype], 3)]
+    rows = [(2, 0, 3), (4, 67, 5), (0, 10, TILE + 2), (1, 0, 2), (3, KEYS[dtype], 3)]
     slots = [slot for slot, _, length in rows for _ in range(length)]
     positions = [start + at for _, start, length in rows for at in range(length)]
     ends = torch.tensor([length for _, _, length in rows]).cumsum(0).tolist()
@@ -156,8 +156,11 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     attended = torch.full_like(query, float("nan"))
     where = (setting.texts, numbers(*slots), numbers(*positions))
     tiles = Tiles(firsts, starts, until, numbers())
-    # What rows add is nothing that the pool must have.
-    prefill((query, key, value), setting.pool, *where, tiles, attended)
+    before = torch.full_like(pool, float("nan"))  # what else there is may not reach a result
+    for slot, start, _ in rows:
+        at = setting.places(slot, start)
+        before[:, :, at] = pool[:, :, at]
+    prefill((query, key, value), before, *where, tiles, attended)
     expected = torch.stack(
         [
             setting.attended(query[index], slot, position + 1, pool)

@@ -109,10 +109,10 @@ class Prefilling:
         )
         host.numpy()[:] = layout.empty(self._padding)
         columns = layout.split(host.numpy())
-        slots, positions, rows, starts, ends, alone, last, row_slots, row_positions = columns
+        slots, positions, tile_rows, starts, ends, alone, last, row_slots, row_positions = columns
         slots[: len(packed.slots)] = packed.slots
         positions[: len(packed.slots)] = packed.positions
-        rows[: len(packed.tile_rows)] = packed.tile_rows
+        tile_rows[: len(packed.tile_rows)] = packed.tile_rows
         starts[: len(packed.tile_starts)] = packed.tile_starts
         ends[: len(packed.tile_ends)] = packed.tile_ends
         alone[: len(packed.alone)] = packed.alone
@@ -125,10 +125,10 @@ class Prefilling:
     def _run_layers(self, work: Work) -> None:
         layout = self._layout(work)
         columns = layout.split(self._columns)
-        slots, positions, rows, starts, ends, alone, last, row_slots, row_positions = columns
+        slots, positions, tile_rows, starts, ends, alone, last, row_slots, row_positions = columns
         network, store = self._rank.network, self._rank.store
         tokens = self._rank.state.tokens[slots, positions]
-        store.begin_prefill(slots, positions, Tiles(rows, starts, ends, alone))
+        store.begin_prefill(slots, positions, Tiles(tile_rows, starts, ends, alone))
         x = network(network.embed(tokens, positions), store, last)
         if self._ends is None:  # as it is run, before it is captured
             self._ends = x.new_empty(self._padding, x.shape[1])

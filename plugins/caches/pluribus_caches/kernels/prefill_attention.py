@@ -18,6 +18,8 @@ KEYS = {torch.float32: 16, torch.float16: 64, torch.bfloat16: 64}
 compile, 16 take 2."""
 NARROWEST = 16
 """What tensor cores multiply, at least."""
+RESERVED_BYTES = 1024
+"""Of shared memory, that a device takes for each program."""
 
 
 def prefill(
@@ -48,8 +50,8 @@ def prefill(
     width = max(NARROWEST, triton.next_power_of_2(head_dim))
     keys = KEYS[query.dtype]
     # Queries, and of keys and values those at hand and two more tiles under way.
-    most_bytes = (TILE + 6 * keys) * width * query.element_size()
-    has_room = shared_memory(query.device) >= most_bytes
+    most_bytes = (TILE + 6 * keys) * width * query.element_size() + RESERVED_BYTES
+    has_room = shared_memory(query.device) >= 2 * most_bytes  # two programs run side by side
     launch(
         _prefill,
         (num_heads, len(tiles.starts)),

@@ -78,7 +78,7 @@ class CudaPagedStore(DeviceKVStore):
         """Lay out the rows' tokens, and cut them into tiles."""
         self.flush()
         packed = PackedRows.make(rows, TILE)
-        slots, positions, last, rows_, starts, ends, alone = upload(
+        slots, positions, last, tile_rows, starts, ends, alone = upload(
             self._device,
             packed.slots,
             packed.positions,
@@ -88,7 +88,7 @@ class CudaPagedStore(DeviceKVStore):
             packed.tile_ends,
             packed.alone,
         )
-        self.begin_prefill(slots, positions, Tiles(rows_, starts, ends, alone))
+        self.begin_prefill(slots, positions, Tiles(tile_rows, starts, ends, alone))
         return TokenLayout(slots, positions, last)
 
     def begin_decode(self, slots: Tensor, positions: Tensor) -> None:
