@@ -160,6 +160,7 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     for slot, start, _ in rows:
         at = setting.places(slot, start)
         before[:, :, at] = pool[:, :, at]
+    kept = before.clone()
     prefill((query, key, value), before, *where, tiles, attended)
     expected = torch.stack(
         [
@@ -169,6 +170,7 @@ def test_prefilling_attends_to_the_text_up_to_each_token(
     )
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(attended, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(before, kept, rtol=0, atol=0, equal_nan=True)
 
 
 @torch_types

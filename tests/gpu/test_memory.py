@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from kernels.device import DEVICE
 from pluribus.plan.measure import Meter
 
 MIB = 2**20
@@ -52,6 +55,17 @@ def test_tensors_and_what_else_a_device_holds_are_noted_apart(
         "graphs planned 1B, measured 98MiB; rest planned 0B, measured 0B; "
         "work space planned 8MiB; peak so far 160MiB"
     )
+
+
+@pytest.mark.gpu
+def test_a_device_tells_what_tensors_and_all_else_take() -> None:
+    meter = Meter(DEVICE)
+    meter.note_taken("context", 500 * MIB)
+    weights = torch.empty(64 * MIB, dtype=torch.uint8, device=DEVICE)
+    meter.note("weights", weights.nbytes)
+    said = meter.report(0)
+    assert re.search(r"context planned 500MiB, measured [\d.]+[MG]iB; ", said)
+    assert "weights planned 64MiB, measured 64MiB; " in said
 
 
 def test_a_host_has_nothing_but_its_process() -> None:
