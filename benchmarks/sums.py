@@ -23,26 +23,28 @@ from torch.multiprocessing.spawn import spawn
 
 from kernels import EPS, MICRO, Device
 from pluribus.kernels import all_reduce
-from pluribus.parallel.device_memory import CAPACITY, share_device_memory
+from pluribus.parallel import device_memory
 from pluribus.parallel.exchange import Exchange, ProcessGroupExchange
 
 NUM_TURNS = 100
-"""Sums of a graph: what ranks wait for each other at its start is told among so many."""
+"""Sums of a graph: what ranks wait for each other at its start is spread over so many."""
 
 
 def main() -> None:
     """Print a table for each number of GPUs that is asked for and there."""
     parser = argparse.ArgumentParser(description="Sums over GPUs, with their norms.")
-    parser.add_argument("--gpus", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--gpus", nargs="+", type=int, help="2 4 8, as far as they are there")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 16, 32, 64, 128, 224])
     parser.add_argument("--size", type=int, default=9216, help="numbers of a row")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    if max(arguments.rows) * arguments.size * 2 > CAPACITY:
-        parser.error(f"--rows: {CAPACITY} bytes at most go through memory; NCCL sums the rest")
-    counts = [count for count in arguments.gpus if 2 <= count <= torch.cuda.device_count()]
-    if not counts:
-        sys.exit(f"--gpus: there are {torch.cuda.device_count()}, and sums take two at least")
+    if min(*arguments.rows, arguments.size) < 1:
+        parser.error("--rows and --size must be at least 1")
+    if (present := torch.cuda.device_count()) < 2:
+        sys.exit(f"sums take two GPUs at least, and there are {present}")
+    counts = arguments.gpus or [count for count in (2, 4, 8) if count <= present]
+    if wrong := [count for count in counts if not 2 <= count <= present]:
+        parser.error(f"--gpus: {wrong[0]}, where 2 to {present} are possible")
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             meeting = Path(folder) / "meeting"
@@ -60,7 +62,10 @@ def run_rank(rank: int, count: int, meeting: Path, arguments: argparse.Namespace
     )
     group = dist.group.WORLD
     assert group is not None
-    shared = share_device_memory(group, place)
+    # Whatever is asked for goes through memory, in the network what decoding sums.
+    most = 2 * max(arguments.rows) * arguments.size
+    device_memory.CAPACITY = max(device_memory.CAPACITY, -(-most // 16) * 16)
+    shared = device_memory.share_device_memory(group, place)
     if shared is None:
         sys.exit("these GPUs do not see each other's memory")
     if rank == 0:
